@@ -1,0 +1,2 @@
+//! The binary `spindle`.
+fn main() {}
