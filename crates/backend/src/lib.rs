@@ -1,1 +1,26 @@
-//! spindle-backend
+//! The compute contract (ARCHITECTURE.md, "The contract of a step") and its complete CPU implementation.
+//!
+//! A [`Backend`] owns memory and weights; a [`Runtime`] owns one pool, its lanes and workspaces, and runs the ops.
+//! Callers hold opaque handles that free themselves and never see where the bytes are.
+
+pub mod tensor;
+
+pub mod handle;
+
+pub mod shape;
+
+pub mod step;
+
+pub mod contract;
+
+pub use contract::{
+    Backend, BackendError, Batch, EstimateSource, HeadNorms, IndexUnits, Inspect, KvTarget, PageSource, Rotations,
+    Runtime, SampleTarget, TokenSource, VectorSummary, WeightPart, WeightRole,
+};
+pub use handle::{Buffer, Partial, View, Weight};
+pub use shape::{DeviceInfo, MemoryUse, Rope, RuntimeShape};
+pub use step::{
+    AlgorithmId, AlgorithmSet, LaneOutput, LaneStart, RowCopy, RowDelta, RowTableKind, Sampling, StepInput, StepKey,
+    StepOutput, Ticket,
+};
+pub use tensor::{Tensor, TensorData};

@@ -1,0 +1,80 @@
+//! Which pages are indexed, exact and selectable: arithmetic on the length alone, the same after prefill, decode,
+//! fork and resume (ARCHITECTURE.md, "Selection").
+//!
+//! ```text
+//! tokens   0        sink                      indexed            len
+//!          |--exact--|------ candidates -------|------ exact ------|
+//! pages    0         s                         b
+//! ```
+
+use crate::{PAGE_TOKENS, geometry};
+
+/// What one sequence's selection depends on: its algorithm's constants and its request's budget, nothing else.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Selection {
+    /// Tokens of an Index unit: 8 for mean keys, 48 for the sketch. A multiple of `PAGE_TOKENS`.
+    pub index_unit_tokens: usize,
+    /// Tokens at the start that are always exact, rounded up to pages.
+    pub sink_tokens: usize,
+    /// Tokens at the end that are always exact.
+    pub window_tokens: usize,
+    /// Share of the indexed pages that a step selects, 0.0 to 1.0.
+    pub budget: f64,
+    /// Fewest tokens that a step selects (where there are as many).
+    pub floor_tokens: usize,
+    /// Below this length every token is exact.
+    pub min_context: usize,
+}
+
+impl Selection {
+    /// `b`: pages `0..b` of a sequence of `len` tokens (the current one included) are indexed.
+    pub fn indexed_pages(&self, len: usize) -> usize {
+        let unit = self.index_unit_tokens;
+        unit * (len.saturating_sub(self.window_tokens + 2) / unit) / PAGE_TOKENS
+    }
+
+    /// `indexed_len`: tokens that are indexed at `len`.
+    pub fn indexed_tokens(&self, len: usize) -> usize {
+        self.indexed_pages(len) * PAGE_TOKENS
+    }
+
+    /// `s`: pages at the start that are always exact.
+    pub fn sink_pages(&self) -> usize {
+        geometry::pages(self.sink_tokens)
+    }
+
+    /// What a step at `len` does.
+    pub fn at(&self, len: usize) -> Selected {
+        let (sink, indexed) = (self.sink_pages(), self.indexed_pages(len));
+        if indexed <= sink || len < self.min_context {
+            return Selected::AllExact;
+        }
+        let floor = self.floor_tokens.div_ceil(PAGE_TOKENS);
+        let share = (self.budget * indexed as f64 + 0.5).floor() as usize;
+        Selected::Pages { sink, indexed, k: share.max(floor).max(1).min(indexed - sink) }
+    }
+
+    /// Tokens that a step at `len` attends exactly.
+    pub fn exact_tokens(&self, len: usize) -> usize {
+        match self.at(len) {
+            Selected::AllExact => len,
+            Selected::Pages { sink, indexed, k } => len - (indexed - sink - k) * PAGE_TOKENS,
+        }
+    }
+}
+
+/// The outcome of [`Selection::at`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Selected {
+    /// The context is short: dense attention over every token.
+    AllExact,
+    /// `k` of the candidates `sink..indexed` are selected; pages below `sink` and from `indexed` on are exact.
+    Pages {
+        /// First candidate page.
+        sink: usize,
+        /// One past the last candidate page.
+        indexed: usize,
+        /// Candidates selected, at least 1 and at most `indexed - sink`.
+        k: usize,
+    },
+}
