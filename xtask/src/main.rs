@@ -1,1 +1,54 @@
-fn main() {}
+//! Developer commands: `cargo xtask ci`, `cargo xtask tidy`.
+//!
+//! A command is a line of [`COMMANDS`] and a function; everything here is std and anyhow, so that
+//! a fresh checkout checks itself with nothing but the Rust toolchain.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+mod ci;
+mod tidy;
+
+/// One subcommand: what is typed, what it is for, and what runs.
+struct Command {
+    name: &'static str,
+    help: &'static str,
+    run: fn(&[String]) -> Result<()>,
+}
+
+const COMMANDS: &[Command] = &[
+    Command { name: "ci", help: "formatting, clippy, tidy and all tests: the same here and in CI", run: ci::run },
+    Command {
+        name: "tidy",
+        help: "the project's own rules: imports, names, docs, SAFETY, lengths, links",
+        run: tidy::run,
+    },
+];
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let Some((name, rest)) = args.split_first() else {
+        print!("{}", usage());
+        return Ok(());
+    };
+    match COMMANDS.iter().find(|command| command.name == name) {
+        Some(command) => (command.run)(rest),
+        None if ["help", "-h", "--help"].contains(&name.as_str()) => {
+            print!("{}", usage());
+            Ok(())
+        }
+        None => bail!("there is no `cargo xtask {name}`\n{}", usage()),
+    }
+}
+
+fn usage() -> String {
+    let lines = COMMANDS.iter().map(|command| format!("  cargo xtask {:<8}{}\n", command.name, command.help));
+    format!("usage:\n{}", lines.collect::<String>())
+}
+
+/// The repository's root; Cargo tells the package's folder at run time.
+fn root() -> PathBuf {
+    let package = std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
+    Path::new(&package).parent().expect("xtask lies in the repository").to_owned()
+}
