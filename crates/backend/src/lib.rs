@@ -13,6 +13,8 @@ pub mod step;
 
 pub mod contract;
 
+pub mod cpu;
+
 pub use contract::{
     Backend, BackendError, Batch, EstimateSource, HeadNorms, IndexUnits, Inspect, KvTarget, PageSource, Rotations,
     Runtime, SampleTarget, TokenSource, VectorSummary, WeightPart, WeightRole,

@@ -1,0 +1,40 @@
+//! The CPU backend: complete, the default, and the truth that other backends are tested against.
+//!
+//! Ops run at once, in call order, each spread over the threads of one pool. A result never depends on how work is
+//! spread: every output element has one owner and one fixed order of operations (invariant 3).
+
+pub mod simd;
+
+pub mod array;
+
+pub mod threads;
+
+pub mod weight;
+
+pub mod lanes;
+
+pub mod workspace;
+
+pub mod runtime;
+
+mod device;
+
+mod attend;
+mod attention_mass;
+mod elementwise;
+mod estimate;
+mod gemm;
+mod group_reduce;
+mod merge;
+mod pool_mean;
+mod prefill_attend;
+mod qkv_append;
+mod rotate_code;
+mod sample;
+mod score_codes;
+mod score_dot;
+mod staging;
+mod topk;
+
+pub use device::{CpuBackend, CpuOptions};
+pub use simd::Isa;

@@ -1,0 +1,308 @@
+//! The CPU as a [`Runtime`]: pool, lanes, workspaces; every op's body is in the file of its name.
+
+use super::array::Array;
+use super::lanes::Lanes;
+use super::simd::Isa;
+use super::threads::Threads;
+use super::weight::{Matrix, Vector};
+use super::workspace::Workspace;
+use super::{attend, attention_mass, elementwise, estimate, gemm, group_reduce, merge, pool_mean};
+use super::{prefill_attend, qkv_append, rotate_code, sample, score_codes, score_dot, staging, topk};
+use crate::{
+    AlgorithmId, BackendError, Batch, Buffer, EstimateSource, HeadNorms, IndexUnits, Inspect, KvTarget, LaneStart,
+    PageSource, Partial, Rotations, RowCopy, Runtime, RuntimeShape, SampleTarget, StepInput, StepKey, StepOutput,
+    Ticket, TokenSource, VectorSummary, View, Weight,
+};
+use kv::{LaneId, PAGE_TOKENS, PageEntry, RowId};
+use std::ops::Range;
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// One pool, its lanes and workspaces on the CPU.
+pub struct CpuRuntime {
+    /// What it is sized for.
+    pub shape: RuntimeShape,
+    /// Where loops spread.
+    pub threads: Arc<Threads>,
+    /// Which kernels run.
+    pub isa: Isa,
+    /// `[rows][layers][kv_heads]` frames: K `[8][head_dim]`, then V, bf16 (or a summary frame).
+    pub pool: Array<u16>,
+    /// Scratch between ops.
+    pub work: Workspace,
+    lanes: RwLock<Lanes>,
+}
+
+impl CpuRuntime {
+    /// Allocates everything.
+    ///
+    /// # Errors
+    /// No memory; a head size that the kernels do not cover.
+    pub fn new(shape: &RuntimeShape, threads: Arc<Threads>, isa: Isa) -> Result<Self, BackendError> {
+        let head_dim = shape.geometry.head_dim;
+        if !head_dim.is_multiple_of(16) || head_dim > 256 {
+            return Err(BackendError::Unsupported {
+                what: format!("head_dim {head_dim}"),
+                supported: "multiples of 16 up to 256",
+            });
+        }
+        let frames = shape.pool_rows * shape.geometry.layers * shape.geometry.kv_heads;
+        Ok(CpuRuntime {
+            pool: Array::zeros("the KV pool", frames * shape.geometry.frame_elements())?,
+            work: Workspace::new(shape)?,
+            lanes: RwLock::new(Lanes::new(shape.max_lanes)),
+            shape: shape.clone(),
+            threads,
+            isa,
+        })
+    }
+
+    /// The lanes, to read; an op holds this while its tasks run.
+    pub fn lanes(&self) -> RwLockReadGuard<'_, Lanes> {
+        self.lanes.read().expect("no op panicked before")
+    }
+
+    /// The lanes, to change.
+    pub fn lanes_mut(&self) -> RwLockWriteGuard<'_, Lanes> {
+        self.lanes.write().expect("no op panicked before")
+    }
+
+    /// Rows of a batch.
+    pub fn rows_of(&self, batch: Batch) -> usize {
+        match batch {
+            Batch::Lanes => self.lanes().active.len(),
+            Batch::Tokens(n) => n,
+        }
+    }
+
+    /// Query heads that share a KV head.
+    pub fn group(&self) -> usize {
+        self.shape.q_heads / self.shape.geometry.kv_heads
+    }
+
+    /// Elements `[K or V][8][head_dim]` of a frame, to read.
+    pub fn frame(&self, row: RowId, layer: usize, head: usize) -> &[u16] {
+        let len = self.shape.geometry.frame_elements();
+        let at = self.shape.geometry.frame(row, layer, head) * len;
+        &self.pool.all()[at..at + len]
+    }
+
+    /// A frame, to write.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes this frame meanwhile.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn frame_mut(&self, row: RowId, layer: usize, head: usize) -> &mut [u16] {
+        let len = self.shape.geometry.frame_elements();
+        let at = self.shape.geometry.frame(row, layer, head) * len;
+        // SAFETY: exclusive by the caller's promise.
+        unsafe { self.pool.part(at..at + len) }
+    }
+}
+
+/// An activation buffer's array.
+pub fn activations(buffer: &Buffer) -> &Array<f32> {
+    buffer.downcast().expect("an activation buffer of this backend")
+}
+
+/// `n` rows of a view, to read: `[n, cols]`.
+pub fn rows(view: View<'_>, n: usize) -> &[f32] {
+    let cols = view.buffer.cols();
+    &activations(view.buffer).all()[view.row * cols..(view.row + n) * cols]
+}
+
+/// `n` rows of a view, to write: `[n, cols]`.
+///
+/// # Safety
+/// Nobody else reads or writes these rows meanwhile.
+#[allow(clippy::mut_from_ref)]
+pub unsafe fn rows_mut(view: View<'_>, n: usize) -> &mut [f32] {
+    let cols = view.buffer.cols();
+    // SAFETY: exclusive by the caller's promise.
+    unsafe { activations(view.buffer).part(view.row * cols..(view.row + n) * cols) }
+}
+
+/// A packed matrix.
+pub fn matrix(weight: &Weight) -> &Matrix {
+    weight.downcast().expect("a matrix of this backend")
+}
+
+/// A vector's elements.
+pub fn vector(weight: &Weight) -> &[f32] {
+    weight.downcast::<Vector>().expect("a vector of this backend").elements.all()
+}
+
+impl Runtime for CpuRuntime {
+    fn start_lane(&self, start: &LaneStart) {
+        self.lanes_mut().start(start, self.shape.vocab);
+    }
+
+    fn copy_rows(&self, copies: &[RowCopy]) {
+        let len = self.shape.geometry.row_bytes() / 2;
+        for RowCopy { source, target } in copies {
+            assert_ne!(source, target, "a row is copied to another");
+            let source = &self.pool.all()[source.at() * len..(source.at() + 1) * len];
+            // SAFETY: ops run one at a time, and source and target differ.
+            unsafe { self.pool.part(target.at() * len..(target.at() + 1) * len) }.copy_from_slice(source);
+        }
+    }
+
+    fn enqueue(&self, record: &mut (dyn FnMut() + Send)) {
+        self.threads.run(record);
+    }
+
+    fn launch(&self, _key: StepKey, input: &StepInput, record: &mut (dyn FnMut() + Send)) -> Ticket {
+        self.lanes_mut().begin(input);
+        self.threads.run(record);
+        Ticket(0)
+    }
+
+    fn collect(&self, _ticket: Ticket) -> Result<StepOutput, BackendError> {
+        Ok(StepOutput { lanes: std::mem::take(&mut self.lanes_mut().output) })
+    }
+
+    fn collect_prefill(&self) -> Result<StepOutput, BackendError> {
+        Ok(StepOutput { lanes: std::mem::take(&mut self.lanes_mut().output) })
+    }
+
+    fn steps_in_flight(&self) -> usize {
+        1
+    }
+
+    fn embed(&self, tokens: TokenSource<'_>, table: &Weight, out: View<'_>) {
+        elementwise::embed(self, tokens, table, out);
+    }
+
+    fn add_norm(&self, batch: Batch, x: View<'_>, delta: Option<View<'_>>, norm: &Weight, eps: f32, out: View<'_>) {
+        elementwise::add_norm(self, batch, x, delta, norm, eps, out);
+    }
+
+    fn gemm(&self, batch: Batch, x: View<'_>, weight: &Weight, out: View<'_>) {
+        gemm::gemm(self, batch, x, weight, out);
+    }
+
+    fn silu_mul(&self, batch: Batch, gate_up: View<'_>, out: View<'_>) {
+        elementwise::silu_mul(self, batch, gate_up, out);
+    }
+
+    fn qkv_append(
+        &self,
+        layer: usize,
+        batch: Batch,
+        qkv: View<'_>,
+        norms: Option<HeadNorms<'_>>,
+        target: KvTarget<'_>,
+        q: View<'_>,
+    ) {
+        qkv_append::qkv_append(self, layer, batch, qkv, norms, target, q);
+    }
+
+    fn sample(&self, logits: View<'_>, target: SampleTarget<'_>) {
+        sample::sample(self, logits, target);
+    }
+
+    fn prefill_attend(&self, staging: &Buffer, first: usize, n: usize, q: View<'_>, out: View<'_>) {
+        prefill_attend::prefill_attend(self, staging, first, n, q, out);
+    }
+
+    fn scatter_layer(&self, staging: &Buffer, layer: usize, tokens: Range<usize>, kv_rows: &[RowId]) {
+        staging::scatter_layer(self, staging, layer, tokens, kv_rows);
+    }
+
+    fn gather_layer(&self, staging: &Buffer, layer: usize, tokens: Range<usize>, kv_rows: &[RowId]) {
+        staging::gather_layer(self, staging, layer, tokens, kv_rows);
+    }
+
+    fn attend(&self, algorithm: AlgorithmId, layer: usize, source: PageSource, q: View<'_>, out: &Partial) {
+        attend::attend(self, algorithm, layer, source, q, out);
+    }
+
+    fn estimate(&self, algorithm: AlgorithmId, layer: usize, source: EstimateSource<'_>, q: View<'_>, out: &Partial) {
+        estimate::estimate(self, algorithm, layer, source, q, out);
+    }
+
+    fn merge(&self, algorithm: AlgorithmId, into: &Partial, other: &Partial) {
+        merge::merge(self, algorithm, into, other);
+    }
+
+    fn attention_mass(&self, algorithm: AlgorithmId, layer: usize, q: View<'_>, exact: &Partial) {
+        attention_mass::attention_mass(self, algorithm, layer, q, exact);
+    }
+
+    fn pool_mean(&self, algorithm: AlgorithmId, layer: usize, units: IndexUnits<'_>, form: VectorSummary) {
+        pool_mean::pool_mean(self, algorithm, layer, units, form);
+    }
+
+    fn rotate_code(&self, algorithm: AlgorithmId, layer: usize, units: IndexUnits<'_>, rotations: Rotations<'_>) {
+        rotate_code::rotate_code(self, algorithm, layer, units, rotations);
+    }
+
+    fn score_dot(&self, algorithm: AlgorithmId, layer: usize, q: View<'_>, form: VectorSummary) {
+        score_dot::score_dot(self, algorithm, layer, q, form);
+    }
+
+    fn score_codes(&self, algorithm: AlgorithmId, layer: usize, q: View<'_>, key_rotation: &Weight) {
+        score_codes::score_codes(self, algorithm, layer, q, key_rotation);
+    }
+
+    fn group_reduce(&self, algorithm: AlgorithmId) {
+        group_reduce::group_reduce(self, algorithm);
+    }
+
+    fn topk(&self, algorithm: AlgorithmId) {
+        topk::topk(self, algorithm);
+    }
+}
+
+impl Inspect for CpuRuntime {
+    fn read(&self, buffer: &Buffer) -> Vec<f32> {
+        activations(buffer).all().to_vec()
+    }
+
+    fn write(&self, buffer: &Buffer, elements: &[f32]) {
+        let array = activations(buffer);
+        // SAFETY: no op is running between calls of the owner.
+        unsafe { array.part(0..elements.len()) }.copy_from_slice(elements);
+    }
+
+    fn read_frame(&self, row: RowId, layer: usize, head: usize) -> Vec<u8> {
+        self.frame(row, layer, head).iter().flat_map(|x| x.to_le_bytes()).collect()
+    }
+
+    fn write_frame(&self, row: RowId, layer: usize, head: usize, bytes: &[u8]) {
+        // SAFETY: no op is running between calls of the owner.
+        let frame = unsafe { self.frame_mut(row, layer, head) };
+        for (element, pair) in frame.iter_mut().zip(bytes.chunks_exact(2)) {
+            *element = u16::from_le_bytes([pair[0], pair[1]]);
+        }
+    }
+
+    fn read_page_list(&self, lane: LaneId, head: usize) -> Vec<PageEntry> {
+        let at = self.lanes().position_of(lane) * self.shape.geometry.kv_heads + head;
+        let len = self.work.page_list_len.all()[at] as usize;
+        let first = at * self.work.max_pages;
+        self.work.page_list.all()[first..first + len].iter().map(|e| PageEntry(*e)).collect()
+    }
+
+    fn read_page_scores(&self, lane: LaneId, reduced: bool) -> Vec<f32> {
+        let lanes = self.lanes();
+        let i = lanes.position_of(lane);
+        let lane = lanes.lane(lane);
+        let pages = lane.selection.indexed_pages(lane.len);
+        let (array, heads) = match reduced {
+            true => (&self.work.reduced, self.shape.geometry.kv_heads),
+            false => (&self.work.page_scores, self.shape.q_heads),
+        };
+        let of_head = |h| &array.all()[(i * heads + h) * self.work.max_pages..][..pages];
+        (0..heads).flat_map(of_head).copied().collect()
+    }
+
+    fn read_token_logits(&self, lane: LaneId) -> Vec<f32> {
+        let lanes = self.lanes();
+        let i = lanes.position_of(lane);
+        let lane = lanes.lane(lane);
+        let tokens = lane.selection.indexed_pages(lane.len) * PAGE_TOKENS;
+        let heads = self.shape.q_heads;
+        let of_head = |h| &self.work.token_logits.all()[(i * heads + h) * self.work.max_tokens..][..tokens];
+        (0..heads).flat_map(of_head).copied().collect()
+    }
+}
