@@ -26,7 +26,22 @@ pub struct Selection {
     pub min_context: usize,
 }
 
+/// A window that no sequence outgrows.
+const WHOLE_CONTEXT: usize = 1 << 40;
+
 impl Selection {
+    /// Dense attention's: nothing is ever indexed, every token is exact.
+    pub fn dense() -> Self {
+        Selection {
+            index_unit_tokens: PAGE_TOKENS,
+            sink_tokens: 0,
+            window_tokens: WHOLE_CONTEXT,
+            budget: 1.0,
+            floor_tokens: 0,
+            min_context: 0,
+        }
+    }
+
     /// `b`: pages `0..b` of a sequence of `len` tokens (the current one included) are indexed.
     pub fn indexed_pages(&self, len: usize) -> usize {
         let unit = self.index_unit_tokens;

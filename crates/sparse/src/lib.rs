@@ -1,1 +1,16 @@
-//! spindle-sparse
+//! The attention algorithms, one file each: Index, Select and, where it must, Attend, written once as compositions of
+//! backend ops. Nothing outside an algorithm's file knows which one runs.
+
+pub mod algorithm;
+
+pub mod registry;
+
+mod dense;
+
+mod shadowkv;
+
+mod sketch;
+
+pub use algorithm::{Algorithm, AlgorithmSpec, AttendBuffers};
+pub use registry::{Algorithms, UnknownAlgorithm};
+pub use sketch::{default_rotation, rotation_parts};

@@ -1,0 +1,38 @@
+//! Dense attention: nothing to index or select; the page list is the row table.
+
+use crate::{Algorithm, AlgorithmSpec, AttendBuffers};
+use backend::{AlgorithmId, IndexUnits, PageSource, Runtime, View};
+use kv::PAGE_TOKENS;
+
+pub(crate) struct Dense {
+    spec: AlgorithmSpec,
+}
+
+impl Dense {
+    pub(crate) fn new() -> Self {
+        Dense {
+            spec: AlgorithmSpec {
+                name: "dense",
+                index_unit_tokens: PAGE_TOKENS,
+                summary_row_tokens: None,
+                sink_tokens: 0,
+                window_tokens: 0,
+                budget: 1.0,
+            },
+        }
+    }
+}
+
+impl Algorithm for Dense {
+    fn spec(&self) -> &AlgorithmSpec {
+        &self.spec
+    }
+
+    fn index(&self, _: &dyn Runtime, _: AlgorithmId, _: usize, _: IndexUnits<'_>) {}
+
+    fn select(&self, _: &dyn Runtime, _: AlgorithmId, _: usize, _: View<'_>) {}
+
+    fn attend(&self, runtime: &dyn Runtime, id: AlgorithmId, layer: usize, q: View<'_>, buffers: &AttendBuffers) {
+        runtime.attend(id, layer, PageSource::RowTable, q, &buffers.exact);
+    }
+}
