@@ -4,6 +4,7 @@
 //! a fresh checkout checks itself with nothing but the Rust toolchain.
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
@@ -26,18 +27,25 @@ const COMMANDS: &[Command] = &[
     },
 ];
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let Some((name, rest)) = args.split_first() else {
+    match dispatch(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(args: &[String]) -> Result<()> {
+    let name = args.first().map_or("help", String::as_str);
+    if ["help", "-h", "--help"].contains(&name) {
         print!("{}", usage());
         return Ok(());
-    };
+    }
     match COMMANDS.iter().find(|command| command.name == name) {
-        Some(command) => (command.run)(rest),
-        None if ["help", "-h", "--help"].contains(&name.as_str()) => {
-            print!("{}", usage());
-            Ok(())
-        }
+        Some(command) => (command.run)(&args[1..]),
         None => bail!("there is no `cargo xtask {name}`\n{}", usage()),
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A block, an `unsafe impl` and an `unsafe extern` block have a `SAFETY:` comment on the line, in the
 //! three lines above, at the end of a comment that reaches there, or above the statement they are in.
-//! An `unsafe fn` has a `# Safety` section or a `SAFETY:` comment.
+//! An `unsafe fn` has a `# Safety` section or a `SAFETY:` comment; in the `impl` of a trait, the trait's holds.
 //! clippy's `undocumented_unsafe_blocks` is stricter about blocks; this check holds without clippy.
 
 use super::Finding;
@@ -33,7 +33,8 @@ fn undocumented(source: &Source, number: usize, column: usize) -> Option<&'stati
     let is_function = word == "fn" || word == "extern" && scan::names(next).any(|(_, name)| name == "fn");
     if is_function {
         let is_pointer = next.replace(' ', "").contains("fn(");
-        let documented = is_pointer || above_item(source, number, &["# Safety", "SAFETY:"]);
+        let inherits = is_pointer || in_trait_impl(source, number);
+        let documented = inherits || above_item(source, number, &["# Safety", "SAFETY:"]);
         return (!documented).then_some("`unsafe fn` without a `# Safety` section");
     }
     if next.starts_with('{') || word == "impl" || word == "extern" {
@@ -50,6 +51,20 @@ fn above_item(source: &Source, number: usize, marks: &[&str]) -> bool {
         code.starts_with("#[") || code.is_empty() && !source.lines[line].comment.trim().is_empty()
     };
     has_mark(number) || (0..number).rev().take_while(|line| belongs(*line)).any(has_mark)
+}
+
+/// Whether the item that encloses this line, by indentation, implements a trait.
+fn in_trait_impl(source: &Source, number: usize) -> bool {
+    let indent = |line: usize| source.lines[line].code.len() - source.lines[line].code.trim_start().len();
+    let opens = |line: &usize| {
+        let starts = ["impl", "unsafe impl", "trait", "unsafe trait", "pub", "mod", "fn", "extern", "unsafe extern"];
+        let code = source.lines[*line].code.trim_start();
+        indent(*line) < indent(number) && starts.iter().any(|start| code.starts_with(start))
+    };
+    (0..number).rev().find(opens).is_some_and(|line| {
+        let code = source.lines[line].code.trim_start();
+        code.trim_start_matches("unsafe ").starts_with("impl") && code.contains(" for ")
+    })
 }
 
 /// `SAFETY:` on the line, within three lines above, or above the statement.
@@ -81,6 +96,7 @@ mod tests {
             "unsafe impl Send for A {}",
             "/// Does it.\npub unsafe fn a() {}",
             "unsafe extern \"C\" {\n}",
+            "impl A {\n    unsafe fn a() {}\n}",
             "// SAFETY: of another\nlet a = unsafe { b() };\nc();\nd();\ne();\nunsafe { f() }",
         ] {
             assert_eq!(messages(check, &[("crates/kv/src/a.rs", text)]).len(), 1, "{text}");
@@ -95,6 +111,7 @@ mod tests {
             "// SAFETY: one\n// two\n// three\n// four\n// five\nlet a = unsafe { b() };",
             "// SAFETY: b is sound.\nlet a = c(\n    d,\n    e,\n    f,\n    unsafe { b() },\n);",
             "/// # Safety\n/// The caller knows.\n#[inline]\npub unsafe fn a() {}",
+            "impl A for B {\n    fn c() {}\n\n    #[inline]\n    unsafe fn a() {}\n}",
             "type A = unsafe fn(u8);\n#[unsafe(no_mangle)]\nfn a() {}",
             "// unsafe { in a comment }\nlet a = \"unsafe { b }\";",
         ] {
