@@ -10,7 +10,31 @@ pub mod page_entry;
 
 pub mod selection;
 
+pub mod rows;
+
+pub mod row_table;
+
+pub mod sequence;
+
+pub mod demand;
+
+#[cfg(test)]
+mod noise;
+
+#[cfg(test)]
+mod rows_fuzz;
+
+#[cfg(test)]
+mod sequence_fuzz;
+
+#[cfg(test)]
+mod selection_fuzz;
+
+pub use demand::{Demand, RowCounts};
 pub use geometry::{Geometry, PAGE_TOKENS};
 pub use page_entry::PageEntry;
+pub use row_table::RowTable;
+pub use rows::{Reservation, Rows, Shortage};
 pub use selection::Selection;
+pub use sequence::{Growth, Indexing, SequenceKv, SummaryKey};
 pub use unit::{LaneId, RowId, SequenceId, TokenId};

@@ -1,0 +1,15 @@
+//! Seeded numbers for the fuzz siblings (SplitMix64).
+
+/// A generator; the seed names the run.
+pub(crate) struct Noise(pub(crate) u64);
+
+impl Noise {
+    /// Below `bound`.
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ z >> 31) % bound as u64) as usize
+    }
+}
