@@ -196,7 +196,8 @@ pub enum VectorSummary {
 pub enum EstimateSource<'a> {
     /// Mean keys and value sums: `sum e^t VS / sum 8 e^t`. Logits recomputed from the vectors.
     Vectors,
-    /// Token logits of `score_codes` and value codes, rotated back once at the end by the transpose of `[kv_heads, d, d]`.
+    /// Token logits of `score_codes` and value codes, rotated back once at the end by the transpose of the
+    /// rotation `[kv_heads, d, d]`.
     Codes {
         /// The value rotation.
         value_rotation: &'a Weight,

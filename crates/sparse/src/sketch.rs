@@ -76,8 +76,8 @@ pub fn rotation_parts(geometry: Geometry, elements: Vec<f32>) -> [WeightPart<'st
 }
 
 /// `(O_m (x) H_p) diag(s)`, `[d, d]` row-major, d = m p with p the largest power of two in d: `H_p` the Sylvester
-/// matrix over sqrt(p), `O_m` 1 or the orthonormal DCT-II, `s_i` = +1 if bit 16 of `i * 2654435761` (in 32 bits) is set,
-/// else -1.
+/// matrix over sqrt(p), `O_m` 1 or the orthonormal DCT-II, `s_i` = +1 if bit 16 of `i * 2654435761` (in 32 bits)
+/// is set, else -1.
 pub fn default_rotation(d: usize) -> Vec<f32> {
     let p = 1 << d.trailing_zeros();
     let m = d / p;
