@@ -3,6 +3,9 @@
 /// Why a model could not be opened, read or spoken to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The backend refused the weights or has no memory for them.
+    #[error(transparent)]
+    Backend(#[from] backend::BackendError),
     /// The operating system refused to open or read a file.
     #[error("cannot read {file}: {source}")]
     Io {

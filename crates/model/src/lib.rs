@@ -18,6 +18,9 @@ mod tensor_list;
 mod chat;
 mod tokenizer;
 
+mod decoder;
+mod forward;
+
 pub mod bundled;
 pub mod needle_text;
 
@@ -28,7 +31,9 @@ mod json;
 pub use chat::{ChatInput, ChatTemplate, Message};
 pub use checkpoint::Checkpoint;
 pub use config::{Architecture, ModelConfig, RopeConfig};
+pub use decoder::{Decoder, DecoderLimits};
 pub use error::Error;
+pub use forward::{Forward, PASSES_MAX, PassView};
 pub use generation::Generation;
 pub use source::{ModelSource, Opened, open, open_gguf_bytes};
 pub use tensor::{HostTensor, TensorData};

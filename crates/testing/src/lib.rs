@@ -1,1 +1,5 @@
-//! spindle-testing
+//! What tests share: golden data, a decoder without an engine, conformance suites, naive models. Dev-dependency only.
+
+pub mod golden;
+
+pub mod solo;

@@ -182,7 +182,7 @@ impl Value {
         };
         let count = cursor.count(key, bytes_each)?;
         let numbers = (0..count).map(|_| match Self::parse(cursor, kind, key)? {
-            Self::Unsigned(number) => Ok(number as f64),
+            Self::Unsigned(number) => Ok::<f64, Error>(number as f64),
             Self::Signed(number) => Ok(number as f64),
             Self::Float(number) => Ok(number),
             Self::Bool(truth) => Ok(f64::from(u8::from(truth))),
