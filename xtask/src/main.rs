@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask ci`, `cargo xtask tidy`.
+//! Developer commands: `cargo xtask ci`, `cargo xtask tidy`, `cargo xtask golden`.
 //!
 //! A command is a line of [`COMMANDS`] and a function; everything here is std and anyhow, so that
 //! a fresh checkout checks itself with nothing but the Rust toolchain.
@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 
 mod ci;
+mod golden;
 mod tidy;
 
 /// One subcommand: what is typed, what it is for, and what runs.
@@ -24,6 +25,11 @@ const COMMANDS: &[Command] = &[
         name: "tidy",
         help: "the project's own rules: imports, names, docs, SAFETY, lengths, links",
         run: tidy::run,
+    },
+    Command {
+        name: "golden",
+        help: "the bundled model's golden questions at every context, against the reference",
+        run: golden::run,
     },
 ];
 
