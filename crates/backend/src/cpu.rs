@@ -3,6 +3,8 @@
 //! Ops run at once, in call order, each spread over the threads of one pool. A result never depends on how work is
 //! spread: every output element has one owner and one fixed order of operations (invariant 3).
 
+#![allow(clippy::needless_range_loop, reason = "kernels index several arrays of registers at once")]
+
 pub mod simd;
 
 pub mod array;
@@ -18,6 +20,12 @@ pub mod workspace;
 pub mod runtime;
 
 mod device;
+
+mod dot;
+
+mod softmax;
+
+mod units;
 
 mod attend;
 mod attention_mass;

@@ -13,6 +13,8 @@ pub mod step;
 
 pub mod contract;
 
+pub mod sketch;
+
 pub mod cpu;
 
 pub use contract::{

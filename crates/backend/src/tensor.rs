@@ -31,6 +31,19 @@ impl Tensor<'_> {
 }
 
 impl TensorData<'_> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            TensorData::Bf16(x) => x.len(),
+            TensorData::F32(x) => x.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The elements in f32 (exact from bf16).
     pub fn to_f32(&self) -> Vec<f32> {
         match self {

@@ -110,6 +110,69 @@ pub trait Simd: Copy {
     fn sums(v: [Self::F; 8]) -> Self::F;
     /// `e^x` within 2 ulp for -87 <= x <= 88; exactly 0 below -87 (so for -inf).
     fn exp(x: Self::F) -> Self::F;
+
+    // Selection: logarithms, and integers for 2-bit codes.
+
+    /// 32 bytes, or 16 i16, or 8 i32.
+    type I: Copy;
+
+    /// Natural logarithm of positive normal numbers, within 2 ulp or 1e-7, whichever is more.
+    fn ln(x: Self::F) -> Self::F;
+    /// Lane `i` is the largest lane of `v[i]`.
+    fn maxes(v: [Self::F; 8]) -> Self::F;
+    /// 32 bytes from memory.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn load_bytes(p: *const u8) -> Self::I;
+    /// Sixteen bytes from memory, in both halves.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn load_bytes_twice(p: *const u8) -> Self::I;
+    /// The four 2-bit fields of every byte, lowest first.
+    fn fields(x: Self::I) -> [Self::I; 4];
+    /// All bytes `x`.
+    fn splat_byte(x: u8) -> Self::I;
+    /// Sixteen i16: unsigned bytes times signed bytes, neighbours added. The sums must fit.
+    fn dot_pairs(unsigned: Self::I, signed: Self::I) -> Self::I;
+    /// Sixteen i16: `a + b`, modulo 2^16.
+    fn add_i16(a: Self::I, b: Self::I) -> Self::I;
+    /// Eight i32: neighbouring i16 added.
+    fn add_neighbours(a: Self::I) -> Self::I;
+    /// Lane `2i` is the sum of the first four i32 of `v[i]`, lane `2i + 1` that of its last four.
+    fn half_sums_i32(v: [Self::I; 4]) -> Self::F;
+    /// Lane `i` is the sum of the i32 of `v[i]`.
+    fn sums_i32(v: [Self::I; 8]) -> Self::F;
+    /// Writes 32 f32 as i8, rounded to nearest, ties to even; each within -127.5 and 127.5.
+    ///
+    /// # Safety
+    /// See the trait: 32 bytes are written.
+    unsafe fn store_rounded_i8(p: *mut i8, v: [Self::F; 4]);
+    /// Reads eight bytes; lane `j` of result `k` is the 2-bit field `k` of byte `j`, times `4^k`.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn load_fields_f32(p: *const u8) -> [Self::F; 4];
+    /// Asks for the cache line of `p`, if the instruction set can; any address is fine.
+    fn prefetch(p: *const u8);
+}
+
+/// Constants of `ln` (Cephes `logf`).
+mod ln_constants {
+    /// Bits of sqrt(1/2): mantissas are taken in sqrt(1/2) .. sqrt(2).
+    pub(super) const SQRT_HALF_BITS: i32 = 0x3f35_04f3;
+    pub(super) const LN_C: [f32; 9] = [
+        7.037_683_6e-2,
+        -0.115_146_1,
+        0.116_769_99,
+        -0.124_201_41,
+        0.142_493_23,
+        -0.166_680_58,
+        0.200_007_15,
+        -0.249_999_94,
+        0.333_333_3,
+    ];
 }
 
 /// Range reduction and polynomial of `exp`, shared by all instruction sets.
@@ -139,6 +202,88 @@ mod tests {
             // SAFETY: both arrays have eight elements.
             unsafe { S::store(out.as_mut_ptr(), S::exp(S::load(self.0.as_ptr()))) };
             out
+        }
+    }
+
+    struct Ln([f32; 8]);
+
+    impl Kernel for Ln {
+        type Output = [f32; 8];
+
+        #[inline(always)]
+        fn run<S: Simd>(self) -> [f32; 8] {
+            let mut out = [0.0; 8];
+            // SAFETY: both arrays have eight elements.
+            unsafe { S::store(out.as_mut_ptr(), S::ln(S::load(self.0.as_ptr()))) };
+            out
+        }
+    }
+
+    #[test]
+    fn ln_is_within_two_ulp_or_1e_7() {
+        for isa in [Isa::Portable, Isa::detect()] {
+            let mut x = 1e-30_f32;
+            while x < 1e30 {
+                let lanes: [f32; 8] = std::array::from_fn(|i| x * (1.0 + i as f32 * 0.37));
+                for (x, y) in lanes.into_iter().zip(isa.run(Ln(lanes))) {
+                    let exact = f64::from(x).ln();
+                    let bound = (exact.abs() * 2.0 * f64::from(f32::EPSILON)).max(1e-7);
+                    assert!((f64::from(y) - exact).abs() <= bound, "{}: ln({x}) = {y}, not {exact}", isa.name());
+                }
+                x *= 1.0137;
+            }
+        }
+    }
+
+    struct Integers {
+        bytes: [u8; 32],
+        weights: [i8; 32],
+    }
+
+    impl Kernel for Integers {
+        type Output = ([f32; 8], [f32; 8], [i8; 32]);
+
+        #[inline(always)]
+        fn run<S: Simd>(self) -> Self::Output {
+            let (mut halves, mut sums, mut rounded) = ([0.0; 8], [0.0; 8], [0; 32]);
+            // SAFETY: every pointer is to 32 bytes or eight f32.
+            unsafe {
+                let w = S::load_bytes(self.weights.as_ptr().cast());
+                let fields = S::fields(S::load_bytes(self.bytes.as_ptr()));
+                let v = fields.map(|f| S::add_neighbours(S::add_i16(S::dot_pairs(f, w), S::dot_pairs(f, w))));
+                S::store(halves.as_mut_ptr(), S::half_sums_i32(v));
+                let one = S::add_neighbours(S::dot_pairs(
+                    S::splat_byte(1),
+                    S::load_bytes_twice(self.weights.as_ptr().cast()),
+                ));
+                S::store(sums.as_mut_ptr(), S::sums_i32([v[0], v[1], v[2], v[3], one, one, v[0], v[1]]));
+                let f = S::load_fields_f32(self.bytes.as_ptr());
+                S::store_rounded_i8(rounded.as_mut_ptr(), f.map(|x| S::mul(x, S::splat(0.5))));
+            }
+            (halves, sums, rounded)
+        }
+    }
+
+    #[test]
+    fn integer_methods_do_what_they_say() {
+        let bytes: [u8; 32] = std::array::from_fn(|i| (i * 37 + 11) as u8);
+        let weights: [i8; 32] = std::array::from_fn(|i| ((i * 53 + 7) % 255) as u8 as i8);
+        let weights = weights.map(|w| w.max(-127));
+        let field = |j: usize, k: usize| i32::from(bytes[j] >> (2 * k) & 3);
+        let half =
+            |k: usize, h: usize| (16 * h..16 * h + 16).map(|j| 2 * field(j, k) * i32::from(weights[j])).sum::<i32>();
+        let twice = 2 * weights[..16].iter().map(|w| i32::from(*w)).sum::<i32>();
+        for isa in [Isa::Portable, Isa::detect()] {
+            let (halves, sums, rounded) = isa.run(Integers { bytes, weights });
+            for k in 0..4 {
+                assert_eq!([halves[2 * k], halves[2 * k + 1]], [half(k, 0) as f32, half(k, 1) as f32]);
+                assert_eq!(sums[k], (half(k, 0) + half(k, 1)) as f32);
+                for j in 0..8 {
+                    let x = (field(j, k) << (2 * k)) as f32 * 0.5;
+                    assert_eq!(f32::from(rounded[8 * k + j]), x.round_ties_even());
+                }
+            }
+            assert_eq!(sums[4], twice as f32);
         }
     }
 

@@ -15,6 +15,8 @@ pub struct Workspace {
     pub reduced: Array<f32>,
     /// `[lanes][q_heads][max_tokens]`: what `score_codes` keeps for `estimate`.
     pub token_logits: Array<f32>,
+    /// `[lanes][q_heads][rotated_stride]`: rotated queries, each quarter padded as `score_codes` pads code rows.
+    pub rotated_q: Array<f32>,
     /// `[lanes][kv_heads][max_pages]`: page entries.
     pub page_list: Array<u32>,
     /// `[lanes][kv_heads]`: entries of each list.
@@ -31,6 +33,13 @@ pub struct Workspace {
     pub bitmap_words: usize,
     /// Most splits of a list (of pages; estimates need no more).
     pub max_splits: usize,
+    /// Elements of one rotated query: four quarters of whole 16, 32 or 64 bytes of codes.
+    pub rotated_stride: usize,
+}
+
+/// Bytes of a code row of `head_dim / 4` bytes, padded to what the kernels read at once.
+pub fn padded_row_bytes(head_dim: usize) -> usize {
+    (head_dim / 4).next_power_of_two().max(16)
 }
 
 struct Sizes {
@@ -40,6 +49,8 @@ struct Sizes {
     page_scores: usize,
     reduced: usize,
     token_logits: usize,
+    rotated_q: usize,
+    rotated_stride: usize,
     selected: usize,
     splits: usize,
 }
@@ -49,6 +60,7 @@ impl Sizes {
         let max_pages = geometry::pages(shape.max_tokens + 1);
         let (bitmap_words, max_splits) = (max_pages.div_ceil(32), max_pages.div_ceil(SPLIT_PAGES));
         let (q, kv) = (shape.max_lanes * shape.q_heads, shape.max_lanes * shape.geometry.kv_heads);
+        let rotated_stride = 4 * padded_row_bytes(shape.geometry.head_dim);
         Sizes {
             max_pages,
             bitmap_words,
@@ -56,6 +68,8 @@ impl Sizes {
             page_scores: q * max_pages,
             reduced: kv * max_pages,
             token_logits: q * max_pages * PAGE_TOKENS,
+            rotated_q: q * rotated_stride,
+            rotated_stride,
             selected: kv * bitmap_words,
             splits: q * max_splits * (shape.geometry.head_dim + 2),
         }
@@ -66,7 +80,7 @@ impl Workspace {
     /// Lines of the memory plan.
     pub fn plan(shape: &RuntimeShape) -> MemoryUse {
         let s = Sizes::of(shape);
-        let elements = s.page_scores + 2 * s.reduced + s.token_logits + s.selected + s.splits;
+        let elements = s.page_scores + 2 * s.reduced + s.token_logits + s.rotated_q + s.selected + s.splits;
         MemoryUse { name: "selection workspace", bytes: 4 * elements as u64 }
     }
 
@@ -81,6 +95,7 @@ impl Workspace {
             page_scores: Array::zeros(what, s.page_scores)?,
             reduced: Array::zeros(what, s.reduced)?,
             token_logits: Array::zeros(what, s.token_logits)?,
+            rotated_q: Array::zeros(what, s.rotated_q)?,
             page_list: Array::zeros(what, s.reduced)?,
             page_list_len: Array::zeros(what, shape.max_lanes * shape.geometry.kv_heads)?,
             selected: Array::zeros(what, s.selected)?,
@@ -89,6 +104,7 @@ impl Workspace {
             max_tokens: s.max_pages * PAGE_TOKENS,
             bitmap_words: s.bitmap_words,
             max_splits: s.max_splits,
+            rotated_stride: s.rotated_stride,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! AVX2 and FMA.
 
 use super::exp_constants::*;
+use super::ln_constants::*;
 use super::{Kernel, Simd};
 use std::arch::x86_64::*;
 
@@ -132,4 +133,145 @@ impl Simd for Avx2 {
             _mm256_and_ps(_mm256_mul_ps(p, scale), alive)
         }
     }
+
+    type I = __m256i;
+
+    #[inline(always)]
+    fn ln(x: __m256) -> __m256 {
+        // SAFETY: see the impl.
+        unsafe {
+            let bits = _mm256_castps_si256(x);
+            let e = _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(SQRT_HALF_BITS)), 23);
+            let m = _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(e, 23)));
+            let (f, e) = (_mm256_sub_ps(m, _mm256_set1_ps(1.0)), _mm256_cvtepi32_ps(e));
+            let z = _mm256_mul_ps(f, f);
+            let mut p = _mm256_set1_ps(LN_C[0]);
+            for c in &LN_C[1..] {
+                p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(*c));
+            }
+            let y = _mm256_mul_ps(_mm256_mul_ps(f, z), p);
+            let y = _mm256_fmadd_ps(e, _mm256_set1_ps(LN2_LOW), y);
+            let y = _mm256_fnmadd_ps(_mm256_set1_ps(0.5), z, y);
+            _mm256_fmadd_ps(e, _mm256_set1_ps(LN2_HIGH), _mm256_add_ps(f, y))
+        }
+    }
+
+    #[inline(always)]
+    fn maxes(v: [__m256; 8]) -> __m256 {
+        // SAFETY: see the impl.
+        unsafe {
+            let a = max_pairs(max_pairs(v[0], v[1]), max_pairs(v[2], v[3]));
+            let b = max_pairs(max_pairs(v[4], v[5]), max_pairs(v[6], v[7]));
+            _mm256_max_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> __m256i {
+        // SAFETY: see the impl.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes_twice(p: *const u8) -> __m256i {
+        // SAFETY: see the impl.
+        unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(p.cast())) }
+    }
+
+    #[inline(always)]
+    fn fields(x: __m256i) -> [__m256i; 4] {
+        // SAFETY: see the impl.
+        unsafe {
+            let mask = _mm256_set1_epi8(3);
+            [
+                _mm256_and_si256(x, mask),
+                _mm256_and_si256(_mm256_srli_epi16(x, 2), mask),
+                _mm256_and_si256(_mm256_srli_epi16(x, 4), mask),
+                _mm256_and_si256(_mm256_srli_epi16(x, 6), mask),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn splat_byte(x: u8) -> __m256i {
+        // SAFETY: see the impl.
+        unsafe { _mm256_set1_epi8(x as i8) }
+    }
+
+    #[inline(always)]
+    fn dot_pairs(unsigned: __m256i, signed: __m256i) -> __m256i {
+        // SAFETY: see the impl.
+        unsafe { _mm256_maddubs_epi16(unsigned, signed) }
+    }
+
+    #[inline(always)]
+    fn add_i16(a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: see the impl.
+        unsafe { _mm256_add_epi16(a, b) }
+    }
+
+    #[inline(always)]
+    fn add_neighbours(a: __m256i) -> __m256i {
+        // SAFETY: see the impl.
+        unsafe { _mm256_madd_epi16(a, _mm256_set1_epi16(1)) }
+    }
+
+    #[inline(always)]
+    fn half_sums_i32(v: [__m256i; 4]) -> __m256 {
+        // SAFETY: see the impl.
+        unsafe {
+            let s = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            _mm256_cvtepi32_ps(_mm256_permutevar8x32_epi32(s, order))
+        }
+    }
+
+    #[inline(always)]
+    fn sums_i32(v: [__m256i; 8]) -> __m256 {
+        // SAFETY: see the impl.
+        unsafe {
+            let a = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+            let b = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
+            let halves = (_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+            _mm256_cvtepi32_ps(_mm256_add_epi32(halves.0, halves.1))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_rounded_i8(p: *mut i8, v: [__m256; 4]) {
+        // SAFETY: see the impl.
+        unsafe {
+            let a = _mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));
+            let b = _mm256_packs_epi32(_mm256_cvtps_epi32(v[2]), _mm256_cvtps_epi32(v[3]));
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            _mm256_storeu_si256(p.cast(), _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_fields_f32(p: *const u8) -> [__m256; 4] {
+        // SAFETY: see the impl.
+        unsafe {
+            let x = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+            [
+                _mm256_cvtepi32_ps(_mm256_and_si256(x, _mm256_set1_epi32(0x03))),
+                _mm256_cvtepi32_ps(_mm256_and_si256(x, _mm256_set1_epi32(0x0c))),
+                _mm256_cvtepi32_ps(_mm256_and_si256(x, _mm256_set1_epi32(0x30))),
+                _mm256_cvtepi32_ps(_mm256_and_si256(x, _mm256_set1_epi32(0xc0))),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch(p: *const u8) {
+        // SAFETY: see the impl; prefetching any address is harmless.
+        unsafe { _mm_prefetch(p.cast(), _MM_HINT_T0) }
+    }
+}
+
+/// Like `hadd`, with the larger instead of the sum: per 128 bits `[a0|a1, a2|a3, b0|b1, b2|b3]`.
+#[inline(always)]
+fn max_pairs(a: __m256, b: __m256) -> __m256 {
+    // SAFETY: see the impl.
+    unsafe { _mm256_max_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd)) }
 }

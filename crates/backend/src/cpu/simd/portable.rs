@@ -89,6 +89,124 @@ impl Simd for Portable {
     fn exp(x: [f32; 8]) -> [f32; 8] {
         x.map(exp)
     }
+
+    type I = [u8; 32];
+
+    #[inline(always)]
+    fn ln(x: [f32; 8]) -> [f32; 8] {
+        x.map(ln)
+    }
+
+    #[inline(always)]
+    fn maxes(v: [[f32; 8]; 8]) -> [f32; 8] {
+        v.map(Self::largest)
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> [u8; 32] {
+        // SAFETY: 32 bytes are in bounds, by the trait's contract.
+        unsafe { p.cast::<[u8; 32]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes_twice(p: *const u8) -> [u8; 32] {
+        // SAFETY: sixteen bytes are in bounds, by the trait's contract.
+        let x = unsafe { p.cast::<[u8; 16]>().read_unaligned() };
+        std::array::from_fn(|i| x[i % 16])
+    }
+
+    #[inline(always)]
+    fn fields(x: [u8; 32]) -> [[u8; 32]; 4] {
+        std::array::from_fn(|k| x.map(|b| b >> (2 * k) & 3))
+    }
+
+    #[inline(always)]
+    fn splat_byte(x: u8) -> [u8; 32] {
+        [x; 32]
+    }
+
+    #[inline(always)]
+    fn dot_pairs(unsigned: [u8; 32], signed: [u8; 32]) -> [u8; 32] {
+        let product = |i: usize| i16::from(unsigned[i]) * i16::from(signed[i] as i8);
+        of_i16(std::array::from_fn(|i| product(2 * i) + product(2 * i + 1)))
+    }
+
+    #[inline(always)]
+    fn add_i16(a: [u8; 32], b: [u8; 32]) -> [u8; 32] {
+        let (a, b) = (to_i16(a), to_i16(b));
+        of_i16(std::array::from_fn(|i| a[i].wrapping_add(b[i])))
+    }
+
+    #[inline(always)]
+    fn add_neighbours(a: [u8; 32]) -> [u8; 32] {
+        let a = to_i16(a);
+        of_i32(std::array::from_fn(|i| i32::from(a[2 * i]) + i32::from(a[2 * i + 1])))
+    }
+
+    #[inline(always)]
+    fn half_sums_i32(v: [[u8; 32]; 4]) -> [f32; 8] {
+        let v = v.map(to_i32);
+        std::array::from_fn(|i| v[i / 2][4 * (i % 2)..][..4].iter().sum::<i32>() as f32)
+    }
+
+    #[inline(always)]
+    fn sums_i32(v: [[u8; 32]; 8]) -> [f32; 8] {
+        v.map(|v| to_i32(v).iter().sum::<i32>() as f32)
+    }
+
+    #[inline(always)]
+    unsafe fn store_rounded_i8(p: *mut i8, v: [[f32; 8]; 4]) {
+        let bytes: [i8; 32] = std::array::from_fn(|i| v[i / 8][i % 8].round_ties_even() as i8);
+        // SAFETY: 32 bytes are in bounds, by the trait's contract.
+        unsafe { p.cast::<[i8; 32]>().write_unaligned(bytes) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_fields_f32(p: *const u8) -> [[f32; 8]; 4] {
+        // SAFETY: eight bytes are in bounds, by the trait's contract.
+        let x = unsafe { p.cast::<[u8; 8]>().read_unaligned() };
+        std::array::from_fn(|k| x.map(|b| f32::from(b & (3 << (2 * k)))))
+    }
+
+    #[inline(always)]
+    fn prefetch(_p: *const u8) {}
+}
+
+#[inline(always)]
+fn to_i16(x: [u8; 32]) -> [i16; 16] {
+    std::array::from_fn(|i| i16::from_le_bytes([x[2 * i], x[2 * i + 1]]))
+}
+
+#[inline(always)]
+fn of_i16(x: [i16; 16]) -> [u8; 32] {
+    std::array::from_fn(|i| x[i / 2].to_le_bytes()[i % 2])
+}
+
+#[inline(always)]
+fn to_i32(x: [u8; 32]) -> [i32; 8] {
+    std::array::from_fn(|i| i32::from_le_bytes([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]))
+}
+
+#[inline(always)]
+fn of_i32(x: [i32; 8]) -> [u8; 32] {
+    std::array::from_fn(|i| x[i / 4].to_le_bytes()[i % 4])
+}
+
+/// The same polynomial and reduction as the AVX2 form.
+#[inline(always)]
+fn ln(x: f32) -> f32 {
+    use super::exp_constants::{LN2_HIGH, LN2_LOW};
+    use super::ln_constants::*;
+    let bits = x.to_bits() as i32;
+    let e = (bits - SQRT_HALF_BITS) >> 23;
+    let f = f32::from_bits((bits - (e << 23)) as u32) - 1.0;
+    let (z, e) = (f * f, e as f32);
+    let mut p = LN_C[0];
+    for c in &LN_C[1..] {
+        p = p * f + c;
+    }
+    let y = f * z * p + e * LN2_LOW - 0.5 * z;
+    e * LN2_HIGH + (f + y)
 }
 
 /// The same polynomial and reduction as the AVX2 form.
