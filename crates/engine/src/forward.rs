@@ -65,22 +65,3 @@ pub trait Forward: Send + Sync {
     /// Every op of a decode step over the active lanes.
     fn decode(&self, runtime: &dyn Runtime, key: StepKey);
 }
-
-/// What the engine knows of an algorithm: constants and defaults, no code.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AlgorithmSpec {
-    /// The number its lanes carry.
-    pub id: AlgorithmId,
-    /// Its name in flags, answers and metrics.
-    pub name: &'static str,
-    /// Tokens of an Index unit; a multiple of `kv::PAGE_TOKENS`.
-    pub index_unit_tokens: usize,
-    /// Tokens whose summaries fill one summary row; `None` where the algorithm keeps none (dense).
-    pub summary_row_tokens: Option<usize>,
-    /// Tokens at the start that are always exact, unless a request says otherwise.
-    pub sink_tokens: usize,
-    /// Tokens at the end that are always exact, unless a request says otherwise.
-    pub window_tokens: usize,
-    /// Share of the indexed pages that a step selects, unless a request says otherwise.
-    pub budget: f64,
-}

@@ -2,4 +2,46 @@
 
 pub mod forward;
 
-pub use forward::{AlgorithmSpec, Forward, PASSES_MAX, PassView};
+pub mod config;
+
+pub mod request;
+
+pub mod event;
+
+pub mod cost;
+
+pub mod plan;
+
+mod prefill;
+
+mod sequence;
+
+pub mod scheduler;
+
+pub mod metrics;
+
+pub mod stop;
+
+pub mod outbox;
+
+pub mod clock;
+
+pub mod step;
+
+pub mod handle;
+
+pub mod engine;
+
+pub use clock::{Clock, SystemClock};
+pub use config::{EVENTS_MAX, EngineConfig, MESSAGES_MAX, pool_rows};
+pub use cost::CostModel;
+pub use engine::Engine;
+pub use event::{AbortReason, AttentionUsed, Event, FinishReason, Finished, Timings, TokenEvent, Usage};
+pub use forward::{Forward, PASSES_MAX, PassView};
+pub use handle::{RequestHandle, Waited};
+pub use metrics::Metrics;
+pub use outbox::{Delivered, EventSink, Outbox, TextFactory, TextStream};
+pub use plan::Plan;
+pub use request::{Attention, Feed, Refusal, Request, RequestId, Source};
+pub use scheduler::{Notice, Outcome, Scheduler};
+pub use step::{Progress, Steps};

@@ -188,7 +188,7 @@ impl SequenceKv {
         indexing.rows(at).saturating_sub(self.summary_rows(indexing.key).len())
     }
 
-    /// Takes the rows counted by [`SequenceKv::missing_summary_rows`] out of a fork's promise; this sequence keeps them.
+    /// Takes the rows that [`SequenceKv::missing_summary_rows`] counts out of a fork's promise; this sequence keeps them.
     pub fn add_summary_rows(&mut self, at: usize, indexing: &Indexing, rows: &mut Rows, from: &mut Reservation) {
         let position = self.summary_position(indexing.key);
         self.summaries[position].table.grow_to(indexing.rows(at), rows, from);
@@ -223,6 +223,12 @@ impl SequenceKv {
             child.summaries.push(Summary { key, table, indexed });
         }
         (child, copies)
+    }
+
+    /// Takes the promise out of a sequence that has no rows yet, for the fork that it becomes.
+    pub fn take_promise(&mut self) -> Reservation {
+        assert!(self.kv.is_empty() && self.summaries.is_empty(), "a sequence with rows keeps its promise");
+        std::mem::take(&mut self.reservation)
     }
 
     /// Gives the rest of the promise back: the sequence will not grow any more.

@@ -1,0 +1,155 @@
+//! What the engine tells a request's reader.
+
+use crate::RequestId;
+use backend::AlgorithmId;
+use kv::{SequenceId, TokenId};
+use std::fmt;
+
+/// One thing that happened to a request. Every choice ends with exactly one `Finished`, or the request with `Refused`
+/// or `Failed`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The request waits or runs; the first event of a request that was not refused.
+    Accepted {
+        /// Its number.
+        request: RequestId,
+    },
+    /// The request was not taken; its only event.
+    Refused(Box<crate::Refusal>),
+    /// The prompt's progress, in tokens; at most a hundred of these.
+    Prefill {
+        /// Tokens done (work done, counted in tokens).
+        done: usize,
+        /// Tokens to prefill.
+        total: usize,
+    },
+    /// A completion grew by a token.
+    Token(Box<TokenEvent>),
+    /// A finished sequence keeps its rows and can be forked.
+    Held {
+        /// Which completion.
+        choice: u32,
+        /// The parent to name in forks.
+        sequence: SequenceId,
+        /// Tokens with K and V in rows: a fork's tokens continue behind them.
+        tokens: usize,
+    },
+    /// A completion ended.
+    Finished(Box<Finished>),
+    /// The engine could not go on; nothing follows.
+    Failed(String),
+}
+
+/// A completion's next token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenEvent {
+    /// Which completion.
+    pub choice: u32,
+    /// Chosen or forced.
+    pub token: TokenId,
+    /// Its log-probability; `None` for a forced token that no step computed (the first behind a prefill).
+    pub logprob: Option<f32>,
+    /// The most likely tokens and their log-probabilities.
+    pub top: Vec<(TokenId, f32)>,
+    /// Text that became certain with this token: maybe none, maybe held back from earlier tokens.
+    pub text: String,
+    /// Tokens that the step attended exactly; `None` for the first token behind a prefill.
+    pub exact_tokens: Option<usize>,
+    /// Share of dense attention that the exact tokens held, where it was asked for.
+    pub attention_mass: Option<f32>,
+}
+
+/// How a completion ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finished {
+    /// Which completion.
+    pub choice: u32,
+    /// Why.
+    pub reason: FinishReason,
+    /// The rest of its text, which might have become a stop string.
+    pub text: String,
+    /// Tokens counted.
+    pub usage: Usage,
+    /// What ran.
+    pub attention: AttentionUsed,
+    /// How long it took.
+    pub timings: Timings,
+}
+
+/// Why a completion ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model chose an end token or a stop token.
+    Stop,
+    /// Its text came to a stop string.
+    StopString,
+    /// It has `max_tokens` tokens, or the model's context is full.
+    Length,
+    /// It was ended from outside.
+    Aborted(AbortReason),
+}
+
+/// Who ended a request early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AbortReason {
+    /// The caller: aborted, or nobody reads any more.
+    Caller,
+    /// `EVENTS_MAX` events were not read.
+    SlowReader,
+    /// The engine shuts down.
+    Shutdown,
+}
+
+/// Tokens of one completion.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Prompt tokens, the parent's included.
+    pub prompt_tokens: usize,
+    /// Of those, tokens whose K and V came from a parent.
+    pub cached_tokens: usize,
+    /// Tokens generated, forced ones and the end token included.
+    pub completion_tokens: usize,
+}
+
+/// What ran.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionUsed {
+    /// The algorithm.
+    pub algorithm: AlgorithmId,
+    /// Its name.
+    pub name: &'static str,
+    /// Share of the pages that a step selects.
+    pub budget: f64,
+    /// Tokens that the last step attended exactly.
+    pub exact_tokens: usize,
+    /// Tokens that the last step could see.
+    pub context_tokens: usize,
+    /// Whether it attended everything because the context is below `min_context`.
+    pub below_min_context: bool,
+    /// Mean share of dense attention covered, where it was measured.
+    pub attention_mass: Option<f32>,
+}
+
+impl fmt::Display for AttentionUsed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.below_min_context {
+            return write!(f, "dense: below min-context ({} tokens)", self.context_tokens);
+        }
+        if self.name == "dense" {
+            return write!(f, "dense ({} tokens)", self.context_tokens);
+        }
+        let (name, percent) = (self.name, self.budget * 100.0);
+        write!(f, "{name} at {percent:.2} %: {} of {} tokens exact", self.exact_tokens, self.context_tokens)
+    }
+}
+
+/// Where a completion's time went, in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Timings {
+    /// From its submission to its admission.
+    pub queued: f64,
+    /// From its admission to its first token.
+    pub prefill: f64,
+    /// From its first token to its last.
+    pub decode: f64,
+}

@@ -1,0 +1,78 @@
+//! Counts of the engine's state, computed from the state they describe.
+
+use crate::Scheduler;
+use crate::sequence::Phase;
+
+/// A snapshot between two steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Metrics {
+    /// Steps planned.
+    pub steps: u64,
+    /// Requests in the queue.
+    pub waiting_requests: usize,
+    /// Sequences whose prompt is being prefilled, and choices that follow them.
+    pub prefilling_sequences: usize,
+    /// Sequences that decode.
+    pub running_sequences: usize,
+    /// Finished sequences that keep their rows.
+    pub held_sequences: usize,
+    /// Lanes.
+    pub lanes: usize,
+    /// Lanes that nobody has.
+    pub lanes_free: usize,
+    /// Rows of the pool.
+    pub pool_rows: usize,
+    /// Rows without content.
+    pub free_rows: usize,
+    /// Free rows that are promised to admitted sequences.
+    pub reserved_rows: usize,
+    /// Places in KV row tables (shared rows count once a table).
+    pub kv_table_rows: usize,
+    /// Places in summary row tables.
+    pub summary_table_rows: usize,
+    /// Bytes of one row.
+    pub row_bytes: u64,
+    /// Prompt tokens prefilled since the start.
+    pub prefill_tokens_total: u64,
+    /// Tokens generated since the start.
+    pub decode_tokens_total: u64,
+    /// Requests that ran to their end.
+    pub finished_requests_total: u64,
+    /// Requests that were aborted.
+    pub aborted_requests_total: u64,
+    /// Requests that were refused.
+    pub refused_requests_total: u64,
+}
+
+impl Metrics {
+    pub(crate) fn count(scheduler: &Scheduler) -> Self {
+        let (totals, rows) = (scheduler.totals(), scheduler.rows());
+        let mut metrics = Metrics {
+            steps: scheduler.steps().0,
+            waiting_requests: scheduler.waiting_requests(),
+            lanes: scheduler.config().max_lanes,
+            lanes_free: scheduler.lanes_free(),
+            pool_rows: rows.total(),
+            free_rows: rows.free(),
+            reserved_rows: rows.reserved(),
+            row_bytes: scheduler.config().row_bytes,
+            prefill_tokens_total: totals.prefill_tokens,
+            decode_tokens_total: totals.decode_tokens,
+            finished_requests_total: totals.finished,
+            aborted_requests_total: totals.aborted,
+            refused_requests_total: totals.refused,
+            ..Metrics::default()
+        };
+        for sequence in scheduler.sequences() {
+            match sequence.phase {
+                Phase::Prefilling(_) | Phase::Following => metrics.prefilling_sequences += 1,
+                Phase::Running(_) => metrics.running_sequences += 1,
+                Phase::Held => metrics.held_sequences += 1,
+            }
+            let (kv, summary) = sequence.kv.rows_by_kind();
+            metrics.kv_table_rows += kv;
+            metrics.summary_table_rows += summary;
+        }
+        metrics
+    }
+}

@@ -1,0 +1,185 @@
+//! What the scheduler decided for one step: plain data that a test can read and a simulator can replay.
+
+use crate::RequestId;
+use crate::cost::Work;
+use backend::{AlgorithmId, LaneStart, RowCopy, StepInput, StepKey};
+use kv::{LaneId, SequenceId, SummaryKey, TokenId};
+use std::fmt;
+use std::ops::Range;
+
+/// One step: a prefill unit (maybe none), then a decode step (maybe none).
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// The step's number, from 1.
+    pub step: u64,
+    /// The prefill unit's pieces, in the order in which they run.
+    pub pieces: Vec<Piece>,
+    /// The decode step.
+    pub decode: Option<DecodePlan>,
+    /// Prompts that end with this step's pieces.
+    pub ends: Vec<PrefillEnd>,
+    /// Requests that left the queue since the last plan.
+    pub admitted: Vec<RequestId>,
+    /// What the pieces consist of.
+    pub work: Work,
+    /// What the pieces should take.
+    pub unit_seconds: f64,
+}
+
+/// A part of one sequence's prefill.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    /// Whose prefill.
+    pub sequence: SequenceId,
+    /// What happens.
+    pub act: Act,
+}
+
+/// What a piece does.
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// Rows copied before anything reads them: a fork's incomplete rows.
+    Copy(Vec<RowCopy>),
+    /// K and V of the prefix, from rows to staging.
+    Gather {
+        /// The pass.
+        pass: Pass,
+        /// The layer.
+        layer: usize,
+    },
+    /// A layer for positions `tokens`.
+    Layer {
+        /// The pass.
+        pass: Pass,
+        /// The layer.
+        layer: usize,
+        /// The positions.
+        tokens: Range<usize>,
+    },
+    /// K and V of the pass, from staging to rows.
+    Scatter {
+        /// The pass.
+        pass: Pass,
+        /// The layer.
+        layer: usize,
+    },
+    /// Summaries of positions `tokens` of a layer.
+    Index {
+        /// Whose rows: the sequence, or the parent it forks from.
+        owner: SequenceId,
+        /// Which algorithm's.
+        algorithm: AlgorithmId,
+        /// Which of the owner's summary tables.
+        key: SummaryKey,
+        /// The layer.
+        layer: usize,
+        /// The positions, whole Index units.
+        tokens: Range<usize>,
+    },
+    /// The sequence gets to its lane.
+    Start(Box<LaneStart>),
+    /// The prompt's last token is turned into a first token for each lane.
+    Sample {
+        /// The pass.
+        pass: Pass,
+        /// The choices' lanes, in their order.
+        lanes: Vec<LaneId>,
+    },
+}
+
+/// A part of a prompt that goes through all layers, as `PassView` shows it to the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pass {
+    /// Which pass buffers.
+    pub slot: usize,
+    /// Position of its first token.
+    pub first: usize,
+    /// One past its last position.
+    pub end: usize,
+    /// Whether the prompt ends with it.
+    pub last: bool,
+}
+
+/// How a prompt ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PrefillEnd {
+    /// A first token is drawn for each of these sequences, in this order.
+    Sampled(Vec<SequenceId>),
+    /// The first token is given.
+    Given(Vec<SequenceId>, TokenId),
+    /// It decodes from a token that is part of the prompt.
+    Fed,
+    /// Nothing follows.
+    Done(Vec<SequenceId>),
+}
+
+/// The decode step.
+#[derive(Clone, Debug)]
+pub struct DecodePlan {
+    /// The sequences, in the order of their lanes.
+    pub sequences: Vec<SequenceId>,
+    /// What its graph depends on.
+    pub key: StepKey,
+    /// What the backend gets; rows are added by `Scheduler::reserve`.
+    pub input: StepInput,
+    /// What it should take.
+    pub seconds: f64,
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.pieces.is_empty() && self.decode.is_none()
+    }
+
+    /// Whether first tokens are drawn for a prompt that ends.
+    pub fn samples(&self) -> bool {
+        self.ends.iter().any(|end| matches!(end, PrefillEnd::Sampled(_)))
+    }
+
+    /// The shares of the unit and of the decode step in what the step should take.
+    pub fn predicted_shares(&self) -> (f64, f64) {
+        let decode = self.decode.as_ref().map_or(0.0, |decode| decode.seconds);
+        let total = (self.unit_seconds + decode).max(f64::MIN_POSITIVE);
+        (self.unit_seconds / total, decode / total)
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "step {}:", self.step)?;
+        let mut of = None;
+        for piece in &self.pieces {
+            if of != Some(piece.sequence) {
+                write!(f, "  {}", piece.sequence)?;
+                of = Some(piece.sequence);
+            }
+            write!(f, " {}", piece.act)?;
+        }
+        for (sequence, lane) in self.decode.iter().flat_map(|decode| decode.sequences.iter().zip(&decode.input.active))
+        {
+            write!(f, "  {sequence} +1")?;
+            let forced = self.decode.iter().flat_map(|decode| &decode.input.forced);
+            for (_, token) in forced.filter(|(of, _)| of == lane) {
+                write!(f, "={token}")?;
+            }
+        }
+        if self.is_idle() { write!(f, "  idle") } else { Ok(()) }
+    }
+}
+
+impl fmt::Display for Act {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Act::Copy(copies) => write!(f, "copy {}", copies.len()),
+            Act::Gather { pass, layer } => write!(f, "gather {layer} [0..{})", pass.first),
+            Act::Layer { layer, tokens, .. } => write!(f, "layer {layer} [{}..{})", tokens.start, tokens.end),
+            Act::Scatter { layer, .. } => write!(f, "scatter {layer}"),
+            Act::Index { owner, layer, tokens, .. } => {
+                write!(f, "index {owner} layer {layer} [{}..{})", tokens.start, tokens.end)
+            }
+            Act::Start(start) => write!(f, "start {}", start.lane),
+            Act::Sample { lanes, .. } => write!(f, "sample {}", lanes.len()),
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What a caller asks of the engine, and why it may be refused.
+
+use backend::{AlgorithmId, Sampling};
+use kv::{Selection, SequenceId, TokenId};
+use std::fmt;
+
+/// One request; never reused within a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "r{}", self.0)
+    }
+}
+
+/// Where a request's tokens begin.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// A prompt of its own.
+    Prompt(Vec<TokenId>),
+    /// The rows of a held sequence, and tokens that continue behind the ones it has K and V of.
+    Fork {
+        /// The held sequence.
+        parent: SequenceId,
+        /// What follows; at least one token.
+        tokens: Vec<TokenId>,
+        /// Prefill the tokens densely as a suffix, or feed them one decode step each under the request's attention.
+        feed: Feed,
+    },
+}
+
+/// How a fork's tokens reach the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feed {
+    /// As a prompt's suffix; its prefix is gathered from the parent's rows.
+    Prefill,
+    /// The first is the lane's first input, the others are forced outputs of the steps before them (evaluation).
+    Decode,
+}
+
+/// The algorithm that decodes, and what it selects.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attention {
+    /// Which algorithm.
+    pub algorithm: AlgorithmId,
+    /// Which pages a step selects.
+    pub selection: Selection,
+}
+
+/// One or more completions of one prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// Its tokens.
+    pub source: Source,
+    /// How it decodes.
+    pub attention: Attention,
+    /// How its tokens are chosen; choice `i` draws with `Sampling::choice` = `i`.
+    pub sampling: Sampling,
+    /// Tokens of a completion at most; 0 prefills only. Lowered to what `max_model_len` leaves.
+    pub max_tokens: usize,
+    /// Completions, which share the prompt's rows.
+    pub choices: usize,
+    /// Texts that end a completion and are not part of it.
+    pub stop_strings: Vec<String>,
+    /// Tokens that end a completion.
+    pub stop_tokens: Vec<TokenId>,
+    /// The model's own end tokens.
+    pub end_tokens: Vec<TokenId>,
+    /// Whether `end_tokens` are tokens like any other.
+    pub ignore_eos: bool,
+    /// The completion's first tokens, given instead of chosen.
+    pub forced: Vec<TokenId>,
+    /// Whether the sequences' rows stay when they are finished, until released: parents of forks.
+    pub hold: bool,
+    /// Whether the share of dense attention that the exact tokens hold is measured.
+    pub measure_mass: bool,
+}
+
+impl Request {
+    /// A greedy completion of up to `max_tokens` tokens.
+    pub fn new(source: Source, attention: Attention, max_tokens: usize) -> Self {
+        Request {
+            source,
+            attention,
+            sampling: Sampling::default(),
+            max_tokens,
+            choices: 1,
+            stop_strings: Vec::new(),
+            stop_tokens: Vec::new(),
+            end_tokens: Vec::new(),
+            ignore_eos: false,
+            forced: Vec::new(),
+            hold: false,
+            measure_mass: false,
+        }
+    }
+
+    /// The tokens that the request brings, without a parent's.
+    pub fn tokens(&self) -> &[TokenId] {
+        match &self.source {
+            Source::Prompt(tokens) | Source::Fork { tokens, .. } => tokens,
+        }
+    }
+
+    /// The sequence it forks from.
+    pub fn parent(&self) -> Option<SequenceId> {
+        match self.source {
+            Source::Prompt(_) => None,
+            Source::Fork { parent, .. } => Some(parent),
+        }
+    }
+
+    /// Whether its tokens are fed by decode steps.
+    pub fn feeds_by_decode(&self) -> bool {
+        matches!(self.source, Source::Fork { feed: Feed::Decode, .. })
+    }
+
+    /// Whether it decodes at all.
+    pub fn decodes(&self) -> bool {
+        0 < self.max_tokens || self.feeds_by_decode()
+    }
+
+    /// Whether `token` ends a completion.
+    pub fn is_stop(&self, token: TokenId) -> bool {
+        self.stop_tokens.contains(&token) || !self.ignore_eos && self.end_tokens.contains(&token)
+    }
+}
+
+/// Why a request was not taken.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    /// Too many tokens.
+    #[error(
+        "the prompt has {prompt_tokens} tokens and a sequence may have {max_model_len}, completion included: shorten \
+         the prompt or raise --max-model-len"
+    )]
+    PromptTooLong {
+        /// Of the request, its parent's included.
+        prompt_tokens: usize,
+        /// The limit.
+        max_model_len: usize,
+    },
+    /// More rows than there are.
+    #[error(
+        "the request needs {wanted_rows} rows of KV memory ({} MiB) and the pool has {pool_rows} ({} MiB): raise \
+         --kv-memory, or ask for fewer tokens or choices",
+        mib(*wanted_rows, *row_bytes), mib(*pool_rows, *row_bytes)
+    )]
+    NeverFits {
+        /// Rows that it would reserve.
+        wanted_rows: usize,
+        /// Rows of the pool.
+        pool_rows: usize,
+        /// Bytes of a row.
+        row_bytes: u64,
+    },
+    /// More completions than lanes.
+    #[error("{choices} choices were asked for and at most {max_lanes} sequences decode at once: raise --max-lanes")]
+    TooManyChoices {
+        /// Asked for.
+        choices: usize,
+        /// The limit.
+        max_lanes: usize,
+    },
+    /// The queue is at its bound.
+    #[error("{max_queue} requests wait already: try again later, or raise --max-queue")]
+    QueueFull {
+        /// The bound.
+        max_queue: usize,
+    },
+    /// The parent is not held (any more).
+    #[error("sequence {parent} is not held: only a held sequence can be forked")]
+    UnknownParent {
+        /// As asked.
+        parent: SequenceId,
+    },
+    /// Something that makes no sense.
+    #[error("{0}")]
+    Invalid(&'static str),
+    /// No engine.
+    #[error("the engine has stopped: {0}")]
+    Stopped(String),
+}
+
+fn mib(rows: usize, row_bytes: u64) -> u64 {
+    (rows as u64 * row_bytes).div_ceil(1 << 20)
+}

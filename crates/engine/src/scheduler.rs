@@ -1,0 +1,230 @@
+//! Decides what each step does. Pure: no clock (measured durations come in with `commit`), no backend, no threads; the
+//! same calls give the same plans.
+//!
+//! ```text
+//! submit -> waiting -> (admit: rows and lanes reserved) -> prefilling -> running -> finished | held
+//! ```
+//!
+//! The caller alternates `plan`, `reserve` and `commit`; with two steps in flight, the second is planned before the
+//! first is committed. Everything that a plan starts counts as done for the next plan; only outputs wait for `commit`.
+
+mod admission;
+
+mod unit;
+
+mod decode;
+
+mod commit;
+
+mod ending;
+
+mod integrity;
+
+pub use commit::{Notice, Outcome, Output};
+
+use crate::cost::CostModel;
+use crate::forward::PASSES_MAX;
+use crate::plan::Plan;
+use crate::request::{Refusal, Request, RequestId};
+use crate::sequence::{Phase, Sequence};
+use crate::{EngineConfig, Metrics};
+use ending::Retiring;
+use kv::{RowId, Rows, SequenceId, SummaryKey, TokenId};
+use sparse::AlgorithmSpec;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// Sequences, rows and lanes, and what happens to them next.
+#[derive(Debug)]
+pub struct Scheduler {
+    config: EngineConfig,
+    /// By `AlgorithmId`.
+    algorithms: Vec<AlgorithmSpec>,
+    layers: usize,
+    rows: Rows,
+    /// Who has each lane; freed by `reclaim`.
+    lanes: Vec<Option<SequenceId>>,
+    /// In arrival order; from `submit` to `admit` or `abort`.
+    waiting: VecDeque<RequestId>,
+    /// Left the queue since the last plan.
+    admitted: Vec<RequestId>,
+    /// From `submit` until the last choice has ended.
+    requests: BTreeMap<RequestId, Group>,
+    /// From `admit` until the end; held ones until `release`.
+    sequences: BTreeMap<SequenceId, Sequence>,
+    /// Who has each pass's buffers.
+    slots: [Option<SequenceId>; PASSES_MAX],
+    /// Rows and lanes that a step in flight may still use.
+    retiring: Vec<Retiring>,
+    /// Held parents that are released as soon as no fork needs them.
+    released: Vec<SequenceId>,
+    cost: CostModel,
+    /// Seconds that decode is owed before the next prefill unit: + by units, - by decode steps, never below 0.
+    decode_debt_seconds: f64,
+    /// The last step planned.
+    planned: u64,
+    /// The last step committed.
+    committed: u64,
+    /// Ids given out.
+    sequences_made: u64,
+    totals: Totals,
+}
+
+/// A request and its living choices.
+#[derive(Debug)]
+struct Group {
+    request: Arc<Request>,
+    /// Choices that have not ended; empty while it waits.
+    alive: Vec<SequenceId>,
+}
+
+/// What happened since the start, for metrics; everything else is computed from the state.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Totals {
+    pub(crate) prefill_tokens: u64,
+    pub(crate) decode_tokens: u64,
+    pub(crate) finished: u64,
+    pub(crate) aborted: u64,
+    pub(crate) refused: u64,
+}
+
+impl Scheduler {
+    /// A scheduler for a model of `layers` layers; `algorithms[i]` is `AlgorithmId(i)`.
+    pub fn new(config: EngineConfig, algorithms: Vec<AlgorithmSpec>, layers: usize) -> Self {
+        config.check();
+        let (rows, cost) = (Rows::new(config.pool_rows), config.cost);
+        Scheduler {
+            lanes: vec![None; config.max_lanes],
+            config,
+            algorithms,
+            layers,
+            rows,
+            waiting: VecDeque::new(),
+            admitted: Vec::new(),
+            requests: BTreeMap::new(),
+            sequences: BTreeMap::new(),
+            slots: [None; PASSES_MAX],
+            retiring: Vec::new(),
+            released: Vec::new(),
+            cost,
+            decode_debt_seconds: 0.0,
+            planned: 0,
+            committed: 0,
+            sequences_made: 0,
+            totals: Totals::default(),
+        }
+    }
+
+    /// Decides the next step: who is admitted, who decodes, and which parts of which prompts are prefilled.
+    pub fn plan(&mut self) -> Plan {
+        self.admit_waiting();
+        let mut plan = Plan { step: self.planned + 1, decode: self.choose_lanes(), ..Plan::default() };
+        self.open_passes();
+        self.fill_unit(&mut plan);
+        self.settle_debt(&plan);
+        plan.admitted = std::mem::take(&mut self.admitted);
+        if !plan.is_idle() {
+            self.planned = plan.step;
+        }
+        plan
+    }
+
+    /// Takes the rows that the plan's decode step appends to, out of what admission reserved.
+    pub fn reserve(&mut self, plan: &mut Plan) {
+        if let Some(decode) = &mut plan.decode {
+            self.append_rows(decode);
+        }
+    }
+
+    /// Takes a request into the queue.
+    ///
+    /// # Errors
+    /// It can never run, or the queue is full.
+    pub fn submit(&mut self, id: RequestId, request: Request) -> Result<(), Refusal> {
+        let checked = self.check(&request);
+        if checked.is_err() {
+            self.totals.refused += 1;
+        }
+        checked?;
+        self.requests.insert(id, Group { request: Arc::new(request), alive: Vec::new() });
+        self.waiting.push_back(id);
+        self.admit_waiting();
+        if self.config.max_queue < self.waiting.len() {
+            self.waiting.pop_back();
+            self.requests.remove(&id);
+            self.totals.refused += 1;
+            return Err(Refusal::QueueFull { max_queue: self.config.max_queue });
+        }
+        Ok(())
+    }
+
+    /// All tokens of a sequence that exists.
+    pub fn tokens(&self, sequence: SequenceId) -> &[TokenId] {
+        &self.sequences[&sequence].tokens
+    }
+
+    /// A sequence's KV row table.
+    pub fn kv_rows(&self, sequence: SequenceId) -> &[RowId] {
+        self.sequences[&sequence].kv.kv_rows()
+    }
+
+    /// One of a sequence's summary row tables.
+    pub fn summary_rows(&self, sequence: SequenceId, key: SummaryKey) -> &[RowId] {
+        self.sequences[&sequence].kv.summary_rows(key)
+    }
+
+    /// Whether a request waits, runs or is being prefilled.
+    pub fn is_busy(&self) -> bool {
+        !self.requests.is_empty()
+    }
+
+    /// Every request that has not ended, in the order of their numbers.
+    pub fn request_ids(&self) -> Vec<RequestId> {
+        self.requests.keys().copied().collect()
+    }
+
+    /// Counts of the present state.
+    pub fn metrics(&self) -> Metrics {
+        Metrics::count(self)
+    }
+
+    pub(crate) fn config(&self) -> &EngineConfig {
+        &self.config
+    }
+
+    pub(crate) fn rows(&self) -> &Rows {
+        &self.rows
+    }
+
+    pub(crate) fn sequences(&self) -> impl Iterator<Item = &Sequence> {
+        self.sequences.values()
+    }
+
+    pub(crate) fn waiting_requests(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub(crate) fn lanes_free(&self) -> usize {
+        self.lanes.iter().filter(|lane| lane.is_none()).count()
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    pub(crate) fn steps(&self) -> (u64, u64) {
+        (self.planned, self.committed)
+    }
+
+    /// The request that a sequence belongs to; it has one until it has ended.
+    fn request_of(&self, sequence: SequenceId) -> Arc<Request> {
+        self.requests[&self.sequences[&sequence].request].request.clone()
+    }
+
+    fn prefilling(&self) -> impl Iterator<Item = (&Sequence, &crate::prefill::Prefill)> {
+        self.sequences.values().filter_map(|sequence| match &sequence.phase {
+            Phase::Prefilling(prefill) => Some((sequence, prefill.as_ref())),
+            _ => None,
+        })
+    }
+}

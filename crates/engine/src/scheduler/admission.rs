@@ -1,0 +1,179 @@
+//! Who may begin: a request is admitted in arrival order, when the rows to its end and its lanes are there.
+
+use super::Scheduler;
+use crate::EngineConfig;
+use crate::prefill::{ParentIndex, Prefill, PrefillShape};
+use crate::request::{Refusal, Request, RequestId, Source};
+use crate::sequence::{Phase, Sequence};
+use backend::AlgorithmId;
+use kv::{Demand, Indexing, LaneId, Reservation, SequenceId, SequenceKv, SummaryKey};
+use std::sync::Arc;
+
+/// What admission reserves.
+struct Needs {
+    demand: Demand,
+    /// What the parent lacks, and keeps.
+    parent: Option<ParentIndex>,
+    parent_rows: usize,
+    lanes: usize,
+}
+
+impl Needs {
+    fn rows(&self) -> usize {
+        self.demand.total() + self.parent_rows
+    }
+}
+
+impl Scheduler {
+    /// Admits from the head of the queue for as long as the head fits; nobody overtakes.
+    pub(super) fn admit_waiting(&mut self) {
+        while let Some(&head) = self.waiting.front() {
+            let request = self.requests[&head].request.clone();
+            let needs = self.needs(&request);
+            if self.parent_is_busy(&needs) || self.lanes_free() < needs.lanes {
+                return;
+            }
+            let Ok(promise) = self.rows.reserve(needs.rows()) else { return };
+            self.waiting.pop_front();
+            self.admitted.push(head);
+            self.admit(head, &request, &needs, promise);
+        }
+    }
+
+    /// Whether a request can ever run.
+    pub(super) fn check(&self, request: &Request) -> Result<(), Refusal> {
+        let EngineConfig { max_model_len, max_lanes, pool_rows, row_bytes, .. } = self.config;
+        let Some(spec) = self.algorithms.get(usize::from(request.attention.algorithm.0)) else {
+            return Err(Refusal::Invalid("the attention algorithm is not one of this model's"));
+        };
+        if spec.summary_row_tokens.is_some() && request.attention.selection.index_unit_tokens != spec.index_unit_tokens
+        {
+            return Err(Refusal::Invalid("the selection's Index unit is not the algorithm's"));
+        }
+        if request.tokens().is_empty() {
+            return Err(Refusal::Invalid("the prompt has no tokens"));
+        }
+        if request.choices == 0 {
+            return Err(Refusal::Invalid("at least one choice must be asked for"));
+        }
+        if let Some(parent) = request.parent()
+            && (self.sequences.get(&parent).is_none_or(|held| !matches!(held.phase, Phase::Held))
+                || self.released.contains(&parent))
+        {
+            return Err(Refusal::UnknownParent { parent });
+        }
+        let prompt_tokens = self.prefix(request) + request.tokens().len();
+        if max_model_len < prompt_tokens + usize::from(0 < request.max_tokens) {
+            return Err(Refusal::PromptTooLong { prompt_tokens, max_model_len });
+        }
+        if request.decodes() && max_lanes < request.choices {
+            return Err(Refusal::TooManyChoices { choices: request.choices, max_lanes });
+        }
+        // A parent's rows stay where they are while the fork runs, so they count as well.
+        let held = request.parent().map_or(0, |parent| self.sequences[&parent].kv.tables().map(|t| t.len()).sum());
+        let wanted_rows = self.needs(request).rows() + held;
+        if pool_rows < wanted_rows {
+            return Err(Refusal::NeverFits { wanted_rows, pool_rows, row_bytes });
+        }
+        Ok(())
+    }
+
+    /// Tokens of a completion, as far as the context leaves room.
+    pub(super) fn completion_max(&self, request: &Request) -> usize {
+        let prompt = self.prefix(request) + request.tokens().len();
+        request.max_tokens.min(self.config.max_model_len.saturating_sub(prompt))
+    }
+
+    /// Which summaries a request's decode follows.
+    pub(super) fn indexing(&self, request: &Request) -> Option<Indexing> {
+        let AlgorithmId(algorithm) = request.attention.algorithm;
+        let row_tokens = self.algorithms[usize::from(algorithm)].summary_row_tokens?;
+        Some(Indexing { key: SummaryKey { algorithm, row_tokens }, selection: request.attention.selection })
+    }
+
+    /// Tokens that a parent's rows hold.
+    pub(super) fn prefix(&self, request: &Request) -> usize {
+        request.parent().map_or(0, |parent| self.sequences[&parent].kv.len())
+    }
+
+    fn needs(&self, request: &Request) -> Needs {
+        let prefix = self.prefix(request);
+        let prompt = prefix + request.tokens().len();
+        let demand = Demand {
+            prefix,
+            start: if request.feeds_by_decode() { prefix } else { prompt },
+            end: prompt + self.completion_max(request) + 1,
+            choices: request.choices,
+            indexing: self.indexing(request),
+        };
+        let parent = request.parent().zip(demand.indexing).map(|(parent, indexing)| {
+            let from = self.sequences[&parent].kv.indexed(indexing.key);
+            ParentIndex { parent, indexing, from, to: indexing.indexed_tokens(prefix).max(from) }
+        });
+        let parent_rows =
+            parent.map_or(0, |part| self.sequences[&part.parent].kv.missing_summary_rows(prefix, &part.indexing));
+        Needs { demand, parent, parent_rows, lanes: if request.decodes() { request.choices } else { 0 } }
+    }
+
+    /// Whether the summaries that a fork needs are being made for another one: it shares them when they are there.
+    fn parent_is_busy(&self, needs: &Needs) -> bool {
+        needs.parent.is_some_and(|wanted| {
+            let mut running = self.prefilling().filter_map(|(_, prefill)| prefill.parent_index());
+            running.any(|part| part.parent == wanted.parent && part.indexing.key == wanted.indexing.key)
+        })
+    }
+
+    fn admit(&mut self, id: RequestId, request: &Arc<Request>, needs: &Needs, mut promise: Reservation) {
+        if let Some(part) = needs.parent {
+            let parent = self.sequences.get_mut(&part.parent).expect("a waiting fork's parent is held");
+            let mut rows = promise.split(needs.parent_rows);
+            parent.kv.add_summary_rows(needs.demand.prefix, &part.indexing, &mut self.rows, &mut rows);
+            self.rows.give_back(rows);
+        }
+        let prefill = Box::new(Prefill::new(PrefillShape {
+            layers: self.layers,
+            pass_tokens: self.config.prefill_tokens,
+            prefix: needs.demand.prefix,
+            end: needs.demand.start,
+            parent: needs.parent,
+            indexing: needs.demand.indexing,
+            samples: 0 < request.max_tokens && !request.feeds_by_decode() && request.forced.is_empty(),
+        }));
+        let first = promise.split(needs.demand.first().total());
+        self.add_sequence(id, request, 0, needs, first, Phase::Prefilling(prefill));
+        for choice in 1..request.choices as u32 {
+            let further = promise.split(needs.demand.further().total());
+            self.add_sequence(id, request, choice, needs, further, Phase::Following);
+        }
+        self.rows.give_back(promise);
+    }
+
+    fn add_sequence(
+        &mut self,
+        request_id: RequestId,
+        request: &Request,
+        choice: u32,
+        needs: &Needs,
+        promise: Reservation,
+        phase: Phase,
+    ) {
+        self.sequences_made += 1;
+        let id = SequenceId(self.sequences_made);
+        let lane = (0 < needs.lanes).then(|| self.take_lane(id));
+        let mut tokens = match request.source {
+            Source::Prompt(_) => Vec::new(),
+            Source::Fork { parent, .. } => self.sequences[&parent].tokens[..needs.demand.prefix].to_vec(),
+        };
+        tokens.extend_from_slice(request.tokens());
+        let (prompt_tokens, kv) = (tokens.len(), SequenceKv::new(promise, needs.demand.indexing));
+        let sequence = Sequence { id, request: request_id, choice, tokens, prompt_tokens, kv, lane, phase };
+        self.sequences.insert(id, sequence);
+        self.requests.get_mut(&request_id).expect("an admitted request is known").alive.push(id);
+    }
+
+    fn take_lane(&mut self, id: SequenceId) -> LaneId {
+        let at = self.lanes.iter().position(Option::is_none).expect("admission counted the free lanes");
+        self.lanes[at] = Some(id);
+        LaneId(u16::try_from(at).expect("lanes are numbered by u16"))
+    }
+}

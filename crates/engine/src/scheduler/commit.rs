@@ -1,0 +1,254 @@
+//! What a collected step means: outputs become tokens, sequences end, rows come back.
+
+use super::Scheduler;
+use crate::event::{AbortReason, AttentionUsed, FinishReason, Usage};
+use crate::plan::{Plan, PrefillEnd};
+use crate::request::RequestId;
+use backend::{LaneOutput, StepOutput};
+use kv::{SequenceId, TokenId};
+
+/// A step that was collected.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What had been planned.
+    pub plan: Plan,
+    /// What its unit took; `None` where it had none.
+    pub unit_seconds: Option<f64>,
+    /// What its decode step took; `None` where it had none.
+    pub decode_seconds: Option<f64>,
+    /// First tokens of a prompt that ended.
+    pub prefill: StepOutput,
+    /// Tokens of the decode step.
+    pub decode: StepOutput,
+}
+
+/// What a reader is to be told, without text and times.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Notice {
+    /// A prompt's progress.
+    Prefill {
+        /// Whose.
+        request: RequestId,
+        /// Tokens done.
+        done: usize,
+        /// Tokens to do.
+        total: usize,
+    },
+    /// A completion's next token.
+    Token {
+        /// Whose.
+        request: RequestId,
+        /// The sequence, to end it.
+        sequence: SequenceId,
+        /// Which completion.
+        choice: u32,
+        /// What came out.
+        output: Output,
+        /// Whether it ends the completion and is no text.
+        is_stop: bool,
+    },
+    /// A finished sequence keeps its rows.
+    Held {
+        /// Whose.
+        request: RequestId,
+        /// Which completion.
+        choice: u32,
+        /// The parent to be.
+        sequence: SequenceId,
+        /// Tokens with K and V.
+        tokens: usize,
+    },
+    /// A completion ended.
+    Finished {
+        /// Whose.
+        request: RequestId,
+        /// Which completion.
+        choice: u32,
+        /// Why.
+        reason: FinishReason,
+        /// Tokens counted.
+        usage: Usage,
+        /// What ran.
+        attention: AttentionUsed,
+    },
+}
+
+impl Notice {
+    /// Whose it is.
+    pub fn request(&self) -> RequestId {
+        match self {
+            Notice::Prefill { request, .. }
+            | Notice::Token { request, .. }
+            | Notice::Held { request, .. }
+            | Notice::Finished { request, .. } => *request,
+        }
+    }
+}
+
+/// A token and what the step said of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// Chosen or forced.
+    pub token: TokenId,
+    /// `None` where no step computed it.
+    pub logprob: Option<f32>,
+    /// The most likely tokens.
+    pub top: Vec<(TokenId, f32)>,
+    /// `None` for a prompt's first token.
+    pub exact_tokens: Option<usize>,
+    /// Where it was measured.
+    pub attention_mass: Option<f32>,
+}
+
+impl Scheduler {
+    /// Takes a step's outcome in; steps are committed in the order in which they were planned.
+    pub fn commit(&mut self, outcome: Outcome) -> Vec<Notice> {
+        let Outcome { plan, unit_seconds, decode_seconds, prefill, decode } = outcome;
+        assert!(self.committed < plan.step && plan.step <= self.planned, "step {} is committed out of turn", plan.step);
+        self.committed = plan.step;
+        self.learn(&plan, unit_seconds, decode_seconds);
+        let mut notices = Vec::new();
+        self.report_all(&plan, &mut notices);
+        self.accept_ends(&plan, prefill, &mut notices);
+        self.accept_decoded(&plan, decode, &mut notices);
+        self.reclaim();
+        notices
+    }
+
+    fn learn(&mut self, plan: &Plan, unit_seconds: Option<f64>, decode_seconds: Option<f64>) {
+        if let Some(seconds) = unit_seconds {
+            self.cost.observe(&plan.work, seconds);
+        }
+        let Some(decode) = &plan.decode else { return };
+        let unit = unit_seconds.map_or(0.0, |seconds| seconds - plan.unit_seconds);
+        let step = decode_seconds.map_or(0.0, |seconds| seconds - decode.seconds);
+        self.owe(unit, step);
+        decode_seconds.iter().for_each(|&seconds| self.cost.observe_decode(seconds));
+    }
+
+    fn report_all(&mut self, plan: &Plan, notices: &mut Vec<Notice>) {
+        let mut last = None;
+        for piece in &plan.pieces {
+            if last.replace(piece.sequence) != Some(piece.sequence) {
+                self.report_progress(piece.sequence, notices);
+            }
+        }
+    }
+
+    fn accept_ends(&mut self, plan: &Plan, prefill: StepOutput, notices: &mut Vec<Notice>) {
+        let mut sampled = prefill.lanes.into_iter();
+        for end in &plan.ends {
+            match end {
+                PrefillEnd::Sampled(sequences) => {
+                    for (&id, output) in sequences.iter().zip(&mut sampled) {
+                        self.accept(id, Output { exact_tokens: None, ..Output::from(output) }, notices);
+                    }
+                }
+                PrefillEnd::Given(sequences, token) => {
+                    for &id in sequences {
+                        self.accept(id, Output::given(*token), notices);
+                    }
+                }
+                PrefillEnd::Done(sequences) => {
+                    for &id in sequences.iter().filter(|id| self.is_alive(**id)).collect::<Vec<_>>() {
+                        self.finish(id, FinishReason::Length, notices);
+                    }
+                }
+                PrefillEnd::Fed => {}
+            }
+        }
+    }
+
+    fn accept_decoded(&mut self, plan: &Plan, decode: StepOutput, notices: &mut Vec<Notice>) {
+        let Some(planned) = &plan.decode else { return };
+        assert_eq!(planned.sequences.len(), decode.lanes.len(), "step {}: one output a lane", plan.step);
+        for ((&id, &lane), output) in planned.sequences.iter().zip(&planned.input.active).zip(decode.lanes) {
+            assert_eq!(lane, output.lane, "step {}: outputs come in the order of the lanes", plan.step);
+            self.accept(id, output.into(), notices);
+        }
+    }
+
+    /// One output of one sequence. A sequence that ended while the step was in flight has no use for it.
+    fn accept(&mut self, id: SequenceId, output: Output, notices: &mut Vec<Notice>) {
+        if !self.is_alive(id) {
+            return;
+        }
+        let request = self.request_of(id);
+        let sequence = self.sequences.get_mut(&id).expect("it is alive");
+        let (owner, choice) = (sequence.request, sequence.choice);
+        let running = sequence.running_mut().expect("only running sequences have outputs");
+        let at = running.committed;
+        running.committed += 1;
+        running.exact_tokens = output.exact_tokens.unwrap_or(running.exact_tokens);
+        if let Some(mass) = output.attention_mass {
+            running.mass = (running.mass.0 + f64::from(mass), running.mass.1 + 1);
+        }
+        let (silent, full) = (at < running.silent, running.committed == running.outputs_max);
+        if !silent {
+            let is_forced = super::decode::forced_output(&request, at).is_some();
+            let is_stop = !is_forced && request.is_stop(output.token);
+            sequence.tokens.push(output.token);
+            self.totals.decode_tokens += 1;
+            notices.push(Notice::Token { request: owner, sequence: id, choice, output, is_stop });
+            if is_stop {
+                return self.finish(id, FinishReason::Stop, notices);
+            }
+        }
+        if full {
+            self.finish(id, FinishReason::Length, notices);
+        }
+    }
+
+    /// Whether a sequence has not ended.
+    fn is_alive(&self, id: SequenceId) -> bool {
+        self.sequences.get(&id).is_some_and(|sequence| sequence.running().is_some())
+    }
+
+    /// Ends one running completion from outside: its text came to a stop string.
+    pub fn finish_sequence(&mut self, id: SequenceId, reason: FinishReason) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        if self.is_alive(id) {
+            self.finish(id, reason, &mut notices);
+            self.reclaim();
+        }
+        notices
+    }
+
+    /// Ends a request wherever it is: waiting, during prefill, or while it decodes.
+    pub fn abort(&mut self, id: RequestId, reason: AbortReason) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        let Some(group) = self.requests.get(&id) else { return notices };
+        let (request, alive) = (group.request.clone(), group.alive.clone());
+        if let Some(at) = self.waiting.iter().position(|&waiting| waiting == id) {
+            self.waiting.remove(at);
+            for choice in 0..request.choices as u32 {
+                notices.push(self.never_ran(id, &request, choice, FinishReason::Aborted(reason)));
+            }
+            self.requests.remove(&id);
+            self.totals.aborted += 1;
+        }
+        for sequence in alive {
+            self.finish(sequence, FinishReason::Aborted(reason), &mut notices);
+        }
+        self.reclaim();
+        notices
+    }
+}
+
+impl From<LaneOutput> for Output {
+    fn from(output: LaneOutput) -> Self {
+        Output {
+            token: output.token,
+            logprob: Some(output.logprob),
+            top: output.top,
+            exact_tokens: Some(output.exact_tokens),
+            attention_mass: output.attention_mass,
+        }
+    }
+}
+
+impl Output {
+    fn given(token: TokenId) -> Self {
+        Output { token, logprob: None, top: Vec::new(), exact_tokens: None, attention_mass: None }
+    }
+}

@@ -1,0 +1,56 @@
+//! The decode step of a plan: every lane whose sequence has outputs to come.
+
+use super::Scheduler;
+use crate::plan::DecodePlan;
+use crate::request::Request;
+use backend::{AlgorithmSet, RowDelta, RowTableKind, StepInput, StepKey};
+use kv::{Growth, LaneId, TokenId};
+
+impl Scheduler {
+    /// The lanes that decode, ascending, and the tokens that are forced on them.
+    pub(super) fn choose_lanes(&mut self) -> Option<DecodePlan> {
+        let mut input = StepInput::default();
+        let (mut sequences, mut algorithms, mut measure_mass) = (Vec::new(), AlgorithmSet::default(), false);
+        for at in 0..self.lanes.len() {
+            let Some(id) = self.lanes[at] else { continue };
+            let Some(running) = self.sequences.get_mut(&id).and_then(|sequence| sequence.running_mut()) else {
+                continue;
+            };
+            if running.planned == running.outputs_max {
+                continue;
+            }
+            let output = running.planned;
+            running.planned += 1;
+            let request = self.request_of(id);
+            let lane = LaneId(u16::try_from(at).expect("lanes are numbered by u16"));
+            input.active.push(lane);
+            input.forced.extend(forced_output(&request, output).map(|token| (lane, token)));
+            algorithms = algorithms.with(request.attention.algorithm);
+            measure_mass |= request.measure_mass;
+            sequences.push(id);
+        }
+        let bucket = sequences.len().next_power_of_two().min(self.config.max_lanes);
+        let (key, seconds) = (StepKey { bucket, algorithms, measure_mass }, self.cost.decode_seconds());
+        (!sequences.is_empty()).then_some(DecodePlan { sequences, key, input, seconds })
+    }
+
+    /// One token's rows for every sequence of the step.
+    pub(super) fn append_rows(&mut self, decode: &mut DecodePlan) {
+        for (id, &lane) in decode.sequences.iter().zip(&decode.input.active) {
+            let sequence = self.sequences.get_mut(id).expect("a planned sequence is alive");
+            let Growth { kv, summary } = sequence.kv.append(&mut self.rows);
+            let tables = [(RowTableKind::Kv, kv), (RowTableKind::Summary, summary)];
+            let grown = tables.into_iter().filter_map(|(table, grown)| grown.map(|(index, row)| (table, index, row)));
+            decode.input.rows.extend(grown.map(|(table, index, row)| RowDelta { lane, table, index, row }));
+        }
+    }
+}
+
+/// The `output`-th output where it is given: the rest of a prompt that is fed, then the request's forced tokens.
+pub(super) fn forced_output(request: &Request, output: usize) -> Option<TokenId> {
+    let fed = if request.feeds_by_decode() { &request.tokens()[1..] } else { &[] };
+    match output.checked_sub(fed.len()) {
+        None => Some(fed[output]),
+        Some(rest) => request.forced.get(rest).copied(),
+    }
+}

@@ -1,0 +1,97 @@
+//! One sequence, as the scheduler sees it: where it is in its life, its tokens, its rows and its lane.
+
+use crate::RequestId;
+use crate::prefill::Prefill;
+use kv::{LaneId, SequenceId, SequenceKv, TokenId};
+
+/// A token stream being generated, or kept for forks.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    /// Its number.
+    pub(crate) id: SequenceId,
+    /// Whose.
+    pub(crate) request: RequestId,
+    /// Which of the request's completions.
+    pub(crate) choice: u32,
+    /// Prompt (the parent's tokens included), then outputs; grows when outputs are committed.
+    pub(crate) tokens: Vec<TokenId>,
+    /// How many of them are the prompt.
+    pub(crate) prompt_tokens: usize,
+    /// Its rows.
+    pub(crate) kv: SequenceKv,
+    /// From admission to its end; `None` where it does not decode.
+    pub(crate) lane: Option<LaneId>,
+    /// Where it is.
+    pub(crate) phase: Phase,
+}
+
+/// The states between admission and end.
+///
+/// ```text
+/// admit -> Prefilling -> Running -> (finish, abort)
+///       -> Following ----^     \--> Held -> (release)
+/// ```
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// Its prompt is being prefilled.
+    Prefilling(Box<Prefill>),
+    /// A further choice; its start is the end of the first choice's prefill.
+    Following,
+    /// It decodes.
+    Running(Running),
+    /// It is finished and keeps its rows.
+    Held,
+}
+
+/// Counters of a running sequence, in outputs: what a step produces for it.
+///
+/// ```text
+/// outputs   0        silent                committed      planned        outputs_max
+///           |- prompt -|------ completion ------|- in flight -|- to come -|
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Running {
+    /// Outputs that are tokens of the prompt, fed by decode steps.
+    pub(crate) silent: usize,
+    /// Outputs whose steps are collected.
+    pub(crate) committed: usize,
+    /// Outputs whose steps are planned.
+    pub(crate) planned: usize,
+    /// Outputs at the end.
+    pub(crate) outputs_max: usize,
+    /// Tokens that its last step attended exactly.
+    pub(crate) exact_tokens: usize,
+    /// Sum and number of measured attention masses.
+    pub(crate) mass: (f64, usize),
+}
+
+impl Sequence {
+    /// Its prefill, while it lasts.
+    pub(crate) fn prefill(&self) -> Option<&Prefill> {
+        match &self.phase {
+            Phase::Prefilling(prefill) => Some(prefill),
+            _ => None,
+        }
+    }
+
+    /// Its counters, while it decodes.
+    pub(crate) fn running(&self) -> Option<&Running> {
+        match &self.phase {
+            Phase::Running(running) => Some(running),
+            _ => None,
+        }
+    }
+
+    /// Its counters, for a change.
+    pub(crate) fn running_mut(&mut self) -> Option<&mut Running> {
+        match &mut self.phase {
+            Phase::Running(running) => Some(running),
+            _ => None,
+        }
+    }
+
+    /// Tokens generated.
+    pub(crate) fn completion_tokens(&self) -> usize {
+        self.tokens.len() - self.prompt_tokens
+    }
+}
