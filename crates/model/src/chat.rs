@@ -141,6 +141,10 @@ fn environment(now: Option<SystemTime>) -> Environment<'static> {
     environment.set_recursion_limit(64);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    // Widths are the one thing that could make a small template ask for a huge text.
+    environment.remove_filter("format");
+    environment.remove_filter("indent");
+    environment.add_filter("indent", indent);
     environment.add_filter("tojson", json::to_json);
     environment.add_function("raise_exception", |reason: String| -> Result<String, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{REFUSED}{reason}")))
@@ -151,21 +155,36 @@ fn environment(now: Option<SystemTime>) -> Environment<'static> {
     environment
 }
 
+/// Jinja's `indent` for widths that a person would write.
+fn indent(text: String, width: Option<usize>, first: Option<bool>, blank: Option<bool>) -> String {
+    let spaces = " ".repeat(width.unwrap_or(4).min(json::INDENT_MAX));
+    let mut lines = text.lines();
+    let mut indented = match (lines.next(), first) {
+        (Some(line), Some(true)) => format!("{spaces}{line}"),
+        (line, _) => line.unwrap_or_default().to_owned(),
+    };
+    for line in lines {
+        let margin = if line.is_empty() && blank != Some(true) { "" } else { &spaces };
+        indented += &format!("\n{margin}{line}");
+    }
+    indented
+}
+
 /// Training-only tags (`{% generation %}`) mark what the assistant said; here they are blocks that always render.
 fn without_generation_tags(source: &str) -> String {
     let mut text = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let tag = &rest[start + 2..start + length];
+        let Some(length) = rest[start + 2..].find("%}") else { break };
+        let (tag, end) = (&rest[start + 2..start + 2 + length], start + 2 + length + 2);
         let word = tag.trim_matches(|c: char| c.is_whitespace() || matches!(c, '-' | '+'));
         text.push_str(&rest[..start]);
         match word {
             "generation" => text.push_str(&format!("{{%{}%}}", tag.replace(word, "if true"))),
             "endgeneration" => text.push_str(&format!("{{%{}%}}", tag.replace(word, "endif"))),
-            _ => text.push_str(&rest[start..start + length + 2]),
+            _ => text.push_str(&rest[start..end]),
         }
-        rest = &rest[start + length + 2..];
+        rest = &rest[end..];
     }
     text.push_str(rest);
     text

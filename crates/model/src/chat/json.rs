@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter, Serializer};
 
 /// Deeper indents than this are a template's mistake.
-const INDENT_MAX: usize = 16;
+pub(super) const INDENT_MAX: usize = 16;
 
 /// `value | tojson`, `value | tojson(indent=4)`.
 pub(super) fn to_json(value: &Value, indent: Option<usize>, options: Kwargs) -> Result<String, Error> {

@@ -226,3 +226,32 @@ fn q6_k(bytes: &[u8], values: &mut [f32]) {
         *value = scale * (f32::from(low | high << 4) - 32.0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::{bf16_from_bytes, f32_from_f16_bytes};
+
+    /// `golden/quants/TYPE.bin`: blocks, then the f32 values that the reference package makes of them.
+    #[test]
+    fn values_are_those_of_the_reference_to_the_bit() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../testing/golden/quants");
+        for id in [1, 2, 3, 6, 7, 8, 12, 13, 14, 30] {
+            let quant = Quant::from_id(id).unwrap();
+            let golden = std::fs::read(folder.join(format!("{quant:?}.bin").to_lowercase())).unwrap();
+            let block = quant.block_bytes() + 4 * quant.block_values();
+            let blocks = golden.len() / block;
+            assert_eq!((golden.len() % block, 2048 / quant.block_values()), (0, blocks));
+            let (stored, expected) = golden.split_at(blocks * quant.block_bytes());
+            let values = match quant {
+                Quant::F16 => f32_from_f16_bytes(stored),
+                Quant::BF16 => bf16_from_bytes(stored).iter().map(|value| value.to_f32()).collect(),
+                blocks => blocks.dequantise(stored),
+            };
+            for (i, (value, expected)) in values.iter().zip(expected.as_chunks::<4>().0).enumerate() {
+                let expected = f32::from_le_bytes(*expected);
+                assert_eq!(value.to_bits(), expected.to_bits(), "{quant:?} value {i}: {value} is not {expected}");
+            }
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! What this crate reads: configurations, weights, tokenizers, templates. One binary, so that it links once.
+
+mod bundled;
+mod chat;
+mod config;
+mod gguf;
+mod gguf_writer;
+mod refusals;
+mod smollm2;
+mod tiny;
+mod tokenizer;
