@@ -27,6 +27,14 @@ mod softmax;
 
 mod units;
 
+mod philox;
+
+pub mod rope;
+
+mod scratch;
+
+mod tile;
+
 mod attend;
 mod attention_mass;
 mod elementwise;

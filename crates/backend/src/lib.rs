@@ -15,6 +15,8 @@ pub mod contract;
 
 pub mod sketch;
 
+pub mod reference;
+
 pub mod cpu;
 
 pub use contract::{

@@ -1,6 +1,7 @@
 //! The CPU as a [`Backend`]: memory and weights.
 
 use super::array::Array;
+use super::rope::RopeTable;
 use super::runtime::CpuRuntime;
 use super::simd::Isa;
 use super::threads::Threads;
@@ -89,7 +90,7 @@ impl Backend for CpuBackend {
 
     fn runtime_plan(&self, shape: &RuntimeShape) -> Vec<MemoryUse> {
         let pool = (shape.pool_rows * shape.geometry.row_bytes()) as u64;
-        vec![MemoryUse { name: "KV pool", bytes: pool }, Workspace::plan(shape)]
+        vec![MemoryUse { name: "KV pool", bytes: pool }, Workspace::plan(shape), RopeTable::plan(shape)]
     }
 
     fn runtime(&self, shape: &RuntimeShape) -> Result<Arc<dyn Runtime>, BackendError> {

@@ -2,6 +2,7 @@
 
 use super::array::Array;
 use super::lanes::Lanes;
+use super::rope::RopeTable;
 use super::simd::Isa;
 use super::threads::Threads;
 use super::weight::{Matrix, Vector};
@@ -29,6 +30,8 @@ pub struct CpuRuntime {
     pub pool: Array<u16>,
     /// Scratch between ops.
     pub work: Workspace,
+    /// Cosines and sines of every position.
+    pub rope: RopeTable,
     lanes: RwLock<Lanes>,
 }
 
@@ -49,6 +52,7 @@ impl CpuRuntime {
         Ok(CpuRuntime {
             pool: Array::zeros("the KV pool", frames * shape.geometry.frame_elements())?,
             work: Workspace::new(shape)?,
+            rope: RopeTable::new(&shape.rope, shape.max_tokens + 1),
             lanes: RwLock::new(Lanes::new(shape.max_lanes)),
             shape: shape.clone(),
             threads,
@@ -255,13 +259,23 @@ impl Runtime for CpuRuntime {
 
 impl Inspect for CpuRuntime {
     fn read(&self, buffer: &Buffer) -> Vec<f32> {
-        activations(buffer).all().to_vec()
+        match buffer.downcast::<Array<u16>>() {
+            Some(staging) => staging.all().iter().map(|x| f32::from_bits(u32::from(*x) << 16)).collect(),
+            None => activations(buffer).all().to_vec(),
+        }
     }
 
     fn write(&self, buffer: &Buffer, elements: &[f32]) {
-        let array = activations(buffer);
         // SAFETY: no op is running between calls of the owner.
-        unsafe { array.part(0..elements.len()) }.copy_from_slice(elements);
+        unsafe {
+            match buffer.downcast::<Array<u16>>() {
+                Some(staging) => {
+                    let bits = elements.iter().map(|x| half::bf16::from_f32(*x).to_bits());
+                    staging.part(0..elements.len()).iter_mut().zip(bits).for_each(|(x, bits)| *x = bits);
+                }
+                None => activations(buffer).part(0..elements.len()).copy_from_slice(elements),
+            }
+        }
     }
 
     fn read_frame(&self, row: RowId, layer: usize, head: usize) -> Vec<u8> {

@@ -73,6 +73,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn div(a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see the impl.
+        unsafe { _mm256_div_ps(a, b) }
+    }
+
+    #[inline(always)]
     fn max(a: __m256, b: __m256) -> __m256 {
         // SAFETY: see the impl.
         unsafe { _mm256_max_ps(a, b) }
@@ -102,6 +108,42 @@ impl Simd for Avx2 {
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
         }
+    }
+
+    #[inline(always)]
+    fn transpose(v: [__m256; 8]) -> [__m256; 8] {
+        // SAFETY: see the impl.
+        unsafe {
+            // Pairs of rows, then quadruples, inside each half of the registers; then the halves change places.
+            let pair = |i: usize| (_mm256_unpacklo_ps(v[i], v[i + 1]), _mm256_unpackhi_ps(v[i], v[i + 1]));
+            let ((a0, a1), (a2, a3), (a4, a5), (a6, a7)) = (pair(0), pair(2), pair(4), pair(6));
+            let b = [
+                _mm256_shuffle_ps(a0, a2, 0x44),
+                _mm256_shuffle_ps(a0, a2, 0xee),
+                _mm256_shuffle_ps(a1, a3, 0x44),
+                _mm256_shuffle_ps(a1, a3, 0xee),
+                _mm256_shuffle_ps(a4, a6, 0x44),
+                _mm256_shuffle_ps(a4, a6, 0xee),
+                _mm256_shuffle_ps(a5, a7, 0x44),
+                _mm256_shuffle_ps(a5, a7, 0xee),
+            ];
+            [
+                _mm256_permute2f128_ps(b[0], b[4], 0x20),
+                _mm256_permute2f128_ps(b[1], b[5], 0x20),
+                _mm256_permute2f128_ps(b[2], b[6], 0x20),
+                _mm256_permute2f128_ps(b[3], b[7], 0x20),
+                _mm256_permute2f128_ps(b[0], b[4], 0x31),
+                _mm256_permute2f128_ps(b[1], b[5], 0x31),
+                _mm256_permute2f128_ps(b[2], b[6], 0x31),
+                _mm256_permute2f128_ps(b[3], b[7], 0x31),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch(p: *const u16) {
+        // SAFETY: see the impl; a prefetch of any address is allowed.
+        unsafe { _mm_prefetch(p.cast(), _MM_HINT_T0) }
     }
 
     #[inline(always)]

@@ -61,6 +61,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn div(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        zip(a, b, |x, y| x / y)
+    }
+
+    #[inline(always)]
     fn max(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
         zip(a, b, |x, y| if x > y { x } else { y })
     }
@@ -79,6 +84,14 @@ impl Simd for Portable {
     fn largest(v: [f32; 8]) -> f32 {
         v.into_iter().fold(v[0], |a, b| if b > a { b } else { a })
     }
+
+    #[inline(always)]
+    fn transpose(v: [[f32; 8]; 8]) -> [[f32; 8]; 8] {
+        std::array::from_fn(|i| std::array::from_fn(|j| v[j][i]))
+    }
+
+    #[inline(always)]
+    fn prefetch(_p: *const u16) {}
 
     #[inline(always)]
     fn sums(v: [[f32; 8]; 8]) -> [f32; 8] {
