@@ -271,7 +271,7 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'a, '_, P> {
                     }
                 }
                 for line in (t * d..(t + T) * d).step_by(32) {
-                    S::prefetch(next.wrapping_add(line));
+                    S::prefetch(next.wrapping_add(line).cast());
                 }
                 let mut logits = [0.0; 8];
                 // SAFETY: eight elements.

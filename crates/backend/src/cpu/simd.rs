@@ -110,8 +110,6 @@ pub trait Simd: Copy {
     fn largest(v: Self::F) -> f32;
     /// Rows to columns: lane `j` of vector `i` is lane `i` of `v[j]`.
     fn transpose(v: [Self::F; 8]) -> [Self::F; 8];
-    /// Asks for the cache line of `p`, which need not be a valid address.
-    fn prefetch(p: *const u16);
     /// Lane `i` is the sum of the lanes of `v[i]`.
     fn sums(v: [Self::F; 8]) -> Self::F;
     /// `e^x` within 2 ulp for -87 <= x <= 88; exactly 0 below -87 (so for -inf).

@@ -141,12 +141,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn prefetch(p: *const u16) {
-        // SAFETY: see the impl; a prefetch of any address is allowed.
-        unsafe { _mm_prefetch(p.cast(), _MM_HINT_T0) }
-    }
-
-    #[inline(always)]
     fn sums(v: [__m256; 8]) -> __m256 {
         // SAFETY: see the impl.
         unsafe {

@@ -91,9 +91,6 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn prefetch(_p: *const u16) {}
-
-    #[inline(always)]
     fn sums(v: [[f32; 8]; 8]) -> [f32; 8] {
         v.map(Self::sum)
     }
