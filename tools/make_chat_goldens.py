@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""What `transformers` makes of the chat templates in crates/model/tests/suite/templates, for the inputs in chats.json beside them.
+"""What `transformers` makes of the chat templates in crates/model/tests/suite/templates, for the inputs of chats.json.
 
-    V/bin/pip install transformers jinja2 && V/bin/python tools/make_chat_goldens.py      # writes expected.json
+V/bin/pip install transformers jinja2 && V/bin/python tools/make_chat_goldens.py      # writes expected.json
 """
+
 import json, pathlib
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -12,8 +13,15 @@ expected = {}
 for path in sorted(FOLDER.glob("*.jinja")):
     for name, chat in chats.items():
         try:
-            rendered, _ = render_jinja_template([chat["messages"]], tools=chat.get("tools"), chat_template=path.read_text(),
-                                                add_generation_prompt=chat.get("add_generation_prompt", False), bos_token="<s>", eos_token="</s>", **chat.get("variables", {}))
+            rendered, _ = render_jinja_template(
+                [chat["messages"]],
+                tools=chat.get("tools"),
+                chat_template=path.read_text(),
+                add_generation_prompt=chat.get("add_generation_prompt", False),
+                bos_token="<s>",
+                eos_token="</s>",
+                **chat.get("variables", {}),
+            )
             text = rendered[0]
         except Exception as error:
             text = f"refused: {error}"

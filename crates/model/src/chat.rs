@@ -1,8 +1,8 @@
 //! Chat templates: messages to the text that the model was trained on.
 //!
-//! Templates are Jinja, rendered as `transformers` does: `trim_blocks`, `lstrip_blocks`, Python's string and dict methods, and
-//! the functions `raise_exception`, `strftime_now` and `tojson`. They come with the model, so rendering is bounded: a number
-//! of template instructions and a size of output, after which it fails.
+//! Templates are Jinja, rendered as `transformers` does: `trim_blocks`, `lstrip_blocks`, Python's string and dict
+//! methods, and the functions `raise_exception`, `strftime_now` and `tojson`. They come with the model, so rendering is
+//! bounded: a number of template instructions and a size of output, after which it fails.
 
 mod clock;
 mod json;
@@ -99,9 +99,11 @@ impl ChatTemplate {
     pub fn render(&self, input: &ChatInput) -> Result<String, Error> {
         let environment = environment(input.now);
         let template = environment.template_from_named_str(NAME, &self.source).map_err(|error| self.failed(&error))?;
+        // Templates tell "no tools" by `none`, not by an empty list.
+        let tools = (!input.tools.is_empty()).then_some(input.tools);
         let fixed = context! {
             messages => input.messages,
-            tools => if input.tools.is_empty() { minijinja::Value::from(()) } else { minijinja::Value::from_serialize(input.tools) },
+            tools => tools,
             add_generation_prompt => input.add_generation_prompt,
             bos_token => self.bos_token,
             eos_token => self.eos_token,

@@ -1,7 +1,7 @@
 //! What a model is, resolved to plain data once, whichever file it came from.
 //!
-//! Everything here was checked when it was parsed: a `ModelConfig` that exists describes a decoder that this crate can run.
-//! Nothing below reads a configuration file again.
+//! Everything here was checked when it was parsed: a `ModelConfig` that exists describes a decoder that this crate can
+//! run. Nothing below reads a configuration file again.
 
 mod gguf;
 mod hugging_face;

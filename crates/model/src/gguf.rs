@@ -1,11 +1,11 @@
 //! The GGUF container, versions 2 and 3, little-endian: metadata, and tensors as ranges of a mapped file.
 //!
 //! ```text
-//! "GGUF" | version u32 | tensors u64 | fields u64 | fields … | tensor infos … | padding to alignment | tensor data …
+//! "GGUF" | version u32 | tensors u64 | fields u64 | fields … | tensor infos … | padding | tensor data …
 //! ```
 //!
-//! Every count and length is checked against the bytes that are left before anything is allocated for it, so a damaged file
-//! costs at most a few times its own size. What the tensors and fields *mean* is decided elsewhere
+//! Every count and length is checked against the bytes that are left before anything is allocated for it, so a damaged
+//! file costs at most a few times its own size. What the tensors and fields *mean* is decided elsewhere
 //! (`config/gguf.rs`, `checkpoint/gguf.rs`, `tokenizer/gguf.rs`).
 
 mod cursor;

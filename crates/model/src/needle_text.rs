@@ -1,8 +1,9 @@
 //! The text of the bundled model's task: filler sentences with facts hidden in them, and questions about the facts.
 //!
-//! Every word, digit and punctuation mark is one token, so a document of N tokens is N words. A fact is "the code for the
-//! ADJ NOUN is D D D D ." and its question "what is the code for the ADJ NOUN ?"; the filler uses the same adjectives and
-//! nouns, so only the exact pair identifies a fact. The model was trained on this text and knows nothing else.
+//! Every word, digit and punctuation mark is one token, so a document of N tokens is N words. A fact is "the code for
+//! the ADJ NOUN is D D D D ." and its question "what is the code for the ADJ NOUN ?"; the filler uses the same
+//! adjectives and nouns, so only the exact pair identifies a fact. The model was trained on this text and knows nothing
+//! else.
 
 use std::collections::HashSet;
 
@@ -12,7 +13,8 @@ pub const QUESTION_WORDS: usize = 9;
 /// Digits of a code.
 pub const ANSWER_DIGITS: usize = 4;
 
-/// Places left free at the end of a document of a given size, for the question, the answer and what a sentence overshoots.
+/// Places left free at the end of a document of a given size, for the question, the answer and what a sentence
+/// overshoots.
 const RESERVED_TOKENS: usize = 16;
 
 /// Facts are spread over the size less this, so that the last ones fit.
@@ -74,8 +76,8 @@ impl Document {
     }
 }
 
-/// A document of about `context_tokens` - 16 tokens, so that question and answer still fit, with `facts` facts at random
-/// depths; more only if the facts alone need more. The same arguments give the same document on every machine.
+/// A document of about `context_tokens` - 16 tokens, so that question and answer still fit, with `facts` facts at
+/// random depths; more only if the facts alone need more. The same arguments give the same document on every machine.
 /// At most as many facts as there are pairs of an adjective and a noun are placed.
 pub fn document(context_tokens: usize, facts: usize, seed: u64) -> Document {
     let mut random = Random::new(seed);

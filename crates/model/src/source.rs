@@ -49,7 +49,8 @@ impl ModelSource {
             }
             (_, Some("safetensors" | "json")) => refused("give the folder that holds it, not the file"),
             (_, Some("bin" | "pt" | "pth" | "ckpt" | "pkl")) => refused(
-                "it holds Python pickles, which can run code and are not read; give a folder with model.safetensors, or a GGUF file",
+                "it holds Python pickles, which can run code and are not read; \
+                 give a folder with model.safetensors, or a GGUF file",
             ),
             _ => refused("it is neither a Hugging Face model folder nor a GGUF file"),
         }

@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use half::bf16;
 
-/// A named tensor, row-major, outermost dimension first. Borrowed from the mapped file where the file's own type allows.
+/// A named tensor, row-major, outermost dimension first. Borrowed from the mapped file where the file's own type
+/// allows.
 #[derive(Clone, Debug)]
 pub struct HostTensor<'a> {
     /// Its Hugging Face name.
@@ -70,7 +71,8 @@ fn round(values: &[f32]) -> Vec<bf16> {
 /// bf16 values stored little-endian: borrowed if they are aligned and this machine has the file's byte order.
 pub(crate) fn bf16_from_bytes(bytes: &[u8]) -> Cow<'_, [bf16]> {
     if cfg!(target_endian = "little") {
-        // SAFETY: bf16 is a transparent u16, for which every bit pattern is valid; align_to gives only whole, aligned values.
+        // SAFETY: bf16 is a transparent u16, for which every bit pattern is valid; align_to gives only whole, aligned
+        // values.
         let (before, values, after) = unsafe { bytes.align_to::<bf16>() };
         if before.is_empty() && after.is_empty() {
             return Cow::Borrowed(values);

@@ -81,8 +81,8 @@ impl ModelConfig {
 
     /// Whether a tensor that [`ModelConfig::tensors`] does not list may be left unread without changing an answer.
     pub(crate) fn may_ignore(&self, name: &str) -> bool {
-        // Old checkpoints store the inverse frequencies, which follow from the configuration; a tied model may store its
-        // output matrix a second time.
+        // Old checkpoints store the inverse frequencies, which follow from the configuration; a tied model may store
+        // its output matrix a second time.
         name.ends_with("rotary_emb.inv_freq") || (self.tied && name == "lm_head.weight")
     }
 }

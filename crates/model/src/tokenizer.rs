@@ -1,7 +1,7 @@
 //! Text to token ids and back.
 //!
-//! The work is done by the `tokenizers` library; this file adds what a server needs on top: special ids in one place, text
-//! that streams in whole characters ([`Detokenizer`]), and the words that a closed vocabulary does not know.
+//! The work is done by the `tokenizers` library; this file adds what a server needs on top: special ids in one place,
+//! text that streams in whole characters ([`Detokenizer`]), and the words that a closed vocabulary does not know.
 
 mod detokenizer;
 mod gguf;
@@ -63,8 +63,8 @@ impl Tokenizer {
         self
     }
 
-    /// The tokens of `text`. `add_special` adds what the model expects around a text (usually its first token); texts that a
-    /// chat template wrote carry these already.
+    /// The tokens of `text`. `add_special` adds what the model expects around a text (usually its first token); texts
+    /// that a chat template wrote carry these already.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] if the text cannot be encoded, which a valid vocabulary never causes.
@@ -73,8 +73,8 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The text of `ids`; `skip_special` leaves special tokens out. Ids outside the vocabulary give nothing, bytes that are
-    /// not UTF-8 give U+FFFD.
+    /// The text of `ids`; `skip_special` leaves special tokens out. Ids outside the vocabulary give nothing, bytes that
+    /// are not UTF-8 give U+FFFD.
     ///
     /// # Errors
     /// [`Error::Tokenizer`] if the decoder of the vocabulary fails.

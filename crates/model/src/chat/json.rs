@@ -1,4 +1,4 @@
-//! The `tojson` filter with the output of Python's `json.dumps(value, ensure_ascii=False)`, which models were trained on.
+//! The `tojson` filter with the output of Python's `json.dumps(value, ensure_ascii=False)`, as models were trained on.
 
 use std::io;
 

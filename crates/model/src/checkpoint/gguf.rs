@@ -111,8 +111,8 @@ fn stored_name(name: &str) -> Option<String> {
     Some(format!("blk.{layer}.{stored}.{kind}"))
 }
 
-/// Undoes llama.cpp's permutation of q and k: within a head the pair `i` of the rotation lies in rows `2 i` and `2 i + 1` of
-/// the file, and in rows `i` and `i + head_dim / 2` here.
+/// Undoes llama.cpp's permutation of q and k: within a head the pair `i` of the rotation lies in rows `2 i` and
+/// `2 i + 1` of the file, and in rows `i` and `i + head_dim / 2` here.
 fn half_split<T: Copy>(values: &[T], heads: usize, columns: usize) -> Vec<T> {
     let head_values = values.len() / heads;
     let half = head_values / columns / 2;

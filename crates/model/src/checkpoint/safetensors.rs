@@ -16,7 +16,8 @@ use crate::{Error, HostTensor, ModelConfig, TensorData};
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// One entry per tensor of every shard. Invariant: `range` lies inside the shard's bytes and holds `shape` values of `dtype`.
+/// One entry per tensor of every shard. Invariant: `range` lies inside the shard's bytes and holds `shape` values of
+/// `dtype`.
 pub(super) struct SafetensorsWeights {
     label: String,
     shards: Vec<ModelFile>,

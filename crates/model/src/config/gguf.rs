@@ -7,7 +7,8 @@ use super::{Architecture, ModelConfig};
 use crate::gguf::{Gguf, Metadata};
 use crate::{Error, TensorData};
 
-/// Keys that scale something this decoder does not scale. Architectures that use them are others, so their presence is refused.
+/// Keys that scale something this decoder does not scale. Architectures that use them are others, so their presence is
+/// refused.
 const UNKNOWN_SCALES: [&str; 6] = [
     "logit_scale",
     "embedding_scale",

@@ -97,7 +97,8 @@ fn refuse_unsupported(fields: &Fields, architecture: Architecture) -> Result<(),
         never.push("attention_bias");
     }
     for field in never {
-        // `attention_bias` is a no-op key in some Qwen2 and Mistral configurations: false is fine, true is a contradiction.
+        // `attention_bias` is a no-op key in some Qwen2 and Mistral configurations: false is fine, true is a
+        // contradiction.
         if fields.bool_opt(field)? == Some(true) {
             return Err(fields.unsupported(field, true, format!("false for model_type {}", architecture.name())));
         }

@@ -102,8 +102,8 @@ fn llama3(inv_freq: f64, factor: f64, low_freq_factor: f64, high_freq_factor: f6
 }
 
 impl Yarn {
-    /// Pairs that turn more than `beta_fast` times over the original context keep their speed, those that turn less than
-    /// `beta_slow` times are stretched, a ramp joins the two.
+    /// Pairs that turn more than `beta_fast` times over the original context keep their speed, those that turn less
+    /// than `beta_slow` times are stretched, a ramp joins the two.
     fn apply(&self, plain: &[f64], theta: f64) -> Vec<f64> {
         let dim = 2.0 * plain.len() as f64;
         let pair_of = |turns: f64| dim * (self.original / (turns * std::f64::consts::TAU)).ln() / (2.0 * theta.ln());

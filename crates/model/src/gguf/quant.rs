@@ -1,7 +1,8 @@
 //! Block formats of GGUF and their values in f32.
 //!
-//! The order of operations is that of the reference Python reader (`gguf.quants`): results are the same to the last bit.
-//! Nibbles lie "low halves first": in a block of 32, byte `i` holds value `i` in its low and value `i + 16` in its high half.
+//! The order of operations is that of the reference Python reader (`gguf.quants`): results are the same to the last
+//! bit. Nibbles lie "low halves first": in a block of 32, byte `i` holds value `i` in its low and value `i + 16` in its
+//! high half.
 
 use half::f16;
 

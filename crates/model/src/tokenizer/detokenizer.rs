@@ -1,14 +1,14 @@
 //! Text that streams.
 //!
-//! A token's text depends on its neighbours: a character may be spread over several tokens, and a leading space may belong
-//! to the first token of a text or not. So the last few tokens are decoded again with each new one, and what is new is the
-//! difference:
+//! A token's text depends on its neighbours: a character may be spread over several tokens, and a leading space may
+//! belong to the first token of a text or not. So the last few tokens are decoded again with each new one, and what is
+//! new is the difference:
 //!
 //! ```text
 //! ids:   ...................|==========|++++++++++|
 //!                        context      read       end
 //!                           [---- before ----)             decode(context..read), already emitted
-//!                           [---------- after -----------) decode(context..end); emitted once it ends in a whole character
+//!                           [---------- after -----------) decode(context..end), emitted if it ends in a character
 //! ```
 
 use tokenizers::DecoderWrapper;

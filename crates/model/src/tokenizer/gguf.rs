@@ -1,7 +1,8 @@
 //! A tokenizer out of the metadata of a GGUF file.
 //!
 //! The file has the vocabulary and, for byte-level BPE, the merges; how text is cut before it is merged is only named
-//! (`tokenizer.ggml.pre`). What is missing is written here as the `tokenizer.json` that the model had before it was converted.
+//! (`tokenizer.ggml.pre`). What is missing is written here as the `tokenizer.json` that the model had before it was
+//! converted.
 
 use std::collections::HashMap;
 
@@ -35,9 +36,9 @@ const PIECE_CHARACTERS_MAX: usize = 256;
 
 /// Llama 3's and Qwen2's cuts differ in how many digits stay together.
 fn split_pattern(digits: &str) -> String {
-    format!(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
+    let words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+";
+    let rest = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    format!("{words}|{digits}|{rest}")
 }
 
 impl Tokenizer {
@@ -143,7 +144,10 @@ fn byte_level(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<Parts, Err
     let plain = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     let after = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
     let sequence = |first: Value, second: &Value| json!({"type": "Sequence", "pretokenizers": [first, second]});
-    let split = |digits: &str| json!({"type": "Split", "pattern": {"Regex": split_pattern(digits)}, "behavior": "Isolated", "invert": false});
+    let split = |digits: &str| {
+        let pattern = json!({"Regex": split_pattern(digits)});
+        json!({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": false})
+    };
     let pre = metadata.str_opt(PRE)?.unwrap_or("default");
     let llama3 = matches!(pre, "llama-bpe" | "llama3" | "llama-v3");
     let (normalizer, pre_tokenizer) = match pre {
@@ -166,7 +170,8 @@ fn byte_level(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<Parts, Err
     Ok(Parts { normalizer, pre_tokenizer, decoder, model, add_bos: llama3 })
 }
 
-/// SentencePiece in its BPE mode: two pieces merge if their sum is a piece, higher scores first, bytes where nothing fits.
+/// SentencePiece in its BPE mode: two pieces merge if their sum is a piece, higher scores first, bytes where nothing
+/// fits.
 fn sentence_piece(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<Parts, Error> {
     let scores = metadata.numbers_opt(SCORES)?.ok_or_else(|| metadata.missing(SCORES))?;
     if scores.len() != vocabulary.tokens.len() {

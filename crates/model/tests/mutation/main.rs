@@ -1,7 +1,7 @@
 //! Damaged files must give an answer or an error, never a panic and never a huge allocation.
 //!
-//! Each test mutates good inputs for ten seconds from a seed that it prints; `SEED` below replays one. The same inputs feed
-//! the cargo-fuzz targets in `fuzz/`.
+//! Each test mutates good inputs for ten seconds from a seed that it prints; `SEED` below replays one. The same inputs
+//! feed the cargo-fuzz targets in `fuzz/`.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::panic::{AssertUnwindSafe, catch_unwind};

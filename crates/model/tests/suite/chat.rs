@@ -79,8 +79,9 @@ fn failures_say_what_and_where() {
 
 #[test]
 fn rendering_is_bounded() {
-    let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}x{% endfor %}{% endfor %}{% endfor %}";
-    let error = render(endless).unwrap_err();
+    let (begin, end) = ("{% for a in range(9999) %}".repeat(3), "{% endfor %}".repeat(3));
+    let endless = format!("{begin}x{end}");
+    let error = render(&endless).unwrap_err();
     assert!(error.contains("engine ran out of fuel") || error.contains("larger than its bound"), "{error}");
     for source in ["{{ 'x' * 99999999999 }}", "{{ 'x' | indent(99999999999) }}", "{{ [1] | tojson(indent=99999999) }}"]
     {

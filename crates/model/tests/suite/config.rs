@@ -159,8 +159,8 @@ fn all_spellings_of_a_scaling_are_one() {
     let linear = [linear[0], linear[1], linear[2], 1.0];
     assert_close(rope(json!({"rope_scaling": {"type": "linear", "factor": 4.0}})), linear);
     assert_close(rope(json!({"rope_scaling": {"rope_type": "linear", "factor": 4}})), linear);
-    let both = json!({"rope_theta": "absent", "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}});
-    assert_close(rope(both), linear);
+    let parameters = json!({"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0});
+    assert_close(rope(json!({"rope_theta": "absent", "rope_parameters": parameters})), linear);
     assert_close(rope(json!({"rope_scaling": {"rope_type": "default"}})), plain);
 }
 

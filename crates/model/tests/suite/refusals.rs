@@ -128,7 +128,8 @@ fn paths() {
     check(
         "pytorch_model.bin",
         b"PK\x03\x04",
-        "it holds Python pickles, which can run code and are not read; give a folder with model.safetensors, or a GGUF file",
+        "it holds Python pickles, which can run code and are not read; \
+         give a folder with model.safetensors, or a GGUF file",
     );
     check("notes.txt", b"hello", "it is neither a Hugging Face model folder nor a GGUF file");
     let error = ModelSource::detect(&directory).unwrap_err().to_string();
@@ -173,7 +174,8 @@ fn folders() {
     );
     check_folder(
         rename("model.safetensors", "pytorch_model.bin"),
-        "pytorch_model.bin holds Python pickles, which can run code and are not read; convert it to model.safetensors first",
+        "pytorch_model.bin holds Python pickles, which can run code and are not read; \
+         convert it to model.safetensors first",
     );
     check_folder(rename("tokenizer.json", "tokenizer.model"), "it has no file tokenizer.json");
     check_folder(
@@ -186,7 +188,8 @@ fn folders() {
     );
     check_folder(
         replace("config.json", "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1"),
-        "has a tensor model.layers.1.input_layernorm.weight, which a mistral decoder does not use; is this another kind of model?",
+        "has a tensor model.layers.1.input_layernorm.weight, which a mistral decoder does not use; \
+         is this another kind of model?",
     );
     check_folder(
         |folder| {

