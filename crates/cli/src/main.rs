@@ -1,2 +1,29 @@
-//! The binary `spindle`.
-fn main() {}
+//! The binary `spindle`. The only crate that names a concrete backend and reads flags and the environment.
+
+mod args;
+
+mod quantity;
+
+mod commands;
+
+mod session;
+
+mod attention;
+
+mod table;
+
+use clap::Parser;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> std::process::ExitCode {
+    let args = args::Args::parse();
+    match commands::run(args.command) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}

@@ -1,7 +1,5 @@
 //! Sequences, the scheduler (plans are plain data), the step loop and metrics.
 
-pub mod forward;
-
 pub mod config;
 
 pub mod request;
@@ -33,13 +31,13 @@ pub mod handle;
 pub mod engine;
 
 pub use clock::{Clock, SystemClock};
-pub use config::{EVENTS_MAX, EngineConfig, MESSAGES_MAX, pool_rows};
+pub use config::{DECODE_SHARE_MAX, EVENTS_MAX, EngineConfig, MESSAGES_MAX, pool_rows};
 pub use cost::CostModel;
 pub use engine::Engine;
 pub use event::{AbortReason, AttentionUsed, Event, FinishReason, Finished, Timings, TokenEvent, Usage};
-pub use forward::{Forward, PASSES_MAX, PassView};
 pub use handle::{RequestHandle, Waited};
 pub use metrics::Metrics;
+pub use model::{Forward, PASSES_MAX, PassView};
 pub use outbox::{Delivered, EventSink, Outbox, TextFactory, TextStream};
 pub use plan::Plan;
 pub use request::{Attention, Feed, Refusal, Request, RequestId, Source};

@@ -22,8 +22,8 @@ mod integrity;
 
 pub use commit::{Notice, Outcome, Output};
 
+use crate::PASSES_MAX;
 use crate::cost::CostModel;
-use crate::forward::PASSES_MAX;
 use crate::plan::Plan;
 use crate::request::{Refusal, Request, RequestId};
 use crate::sequence::{Phase, Sequence};

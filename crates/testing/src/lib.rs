@@ -2,4 +2,6 @@
 
 pub mod golden;
 
+pub mod golden_run;
+
 pub mod solo;

@@ -1,0 +1,25 @@
+//! One file per subcommand.
+
+mod run;
+
+mod needle;
+
+mod perplexity;
+
+mod bench;
+
+mod info;
+
+use crate::args::{Command, EvalCommand};
+use anyhow::Result;
+
+/// Runs what was asked for.
+pub(crate) fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Run(args) => run::run(&args),
+        Command::Eval(EvalCommand::Needle(args)) => needle::needle(&args),
+        Command::Eval(EvalCommand::Perplexity(args)) => perplexity::perplexity(&args),
+        Command::Bench(args) => bench::bench(&args),
+        Command::Info(args) => info::info(&args),
+    }
+}

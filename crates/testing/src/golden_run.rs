@@ -1,0 +1,191 @@
+//! Golden questions asked of our engine, and the rules by which the answers are judged.
+
+use crate::golden::GoldenContext;
+use backend::Backend;
+use backend::cpu::{CpuBackend, CpuOptions};
+use engine::{Attention, Engine, EngineConfig};
+use eval::{Document, Question};
+use kv::geometry;
+use model::{Decoder, DecoderLimits, ModelSource, needle_text};
+use std::sync::Arc;
+
+/// An attention that the reference has an accuracy for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Mode {
+    /// The reference's key.
+    pub key: &'static str,
+    /// Our algorithm.
+    pub algorithm: &'static str,
+    /// Share of the pages.
+    pub budget: f64,
+}
+
+const fn mode(key: &'static str, algorithm: &'static str, budget: f64) -> Mode {
+    Mode { key, algorithm, budget }
+}
+
+/// Dense first.
+pub const MODES: [Mode; 8] = [
+    mode("dense", "dense", 1.0),
+    mode("shadowkv 0.06", "shadowkv", 0.06),
+    mode("shadowkv 0.12", "shadowkv", 0.12),
+    mode("shadowkv+estimate 0.06", "shadowkv+estimate", 0.06),
+    mode("shadowkv+estimate 0.12", "shadowkv+estimate", 0.12),
+    mode("sketch K2V2 0.0078", "sketch", 0.0078),
+    mode("sketch K2V2 0.0156", "sketch", 0.0156),
+    mode("sketch K2V2 0.03", "sketch", 0.03),
+];
+
+/// A reference margin from which on a dense answer must agree.
+pub const MARGIN: f64 = 0.3;
+
+/// How far dense accuracy may be from the reference's.
+pub const DENSE_TOLERANCE: f64 = 0.015;
+
+/// How far below the reference's a sparse accuracy may be, over all 256 questions.
+pub const SPARSE_TOLERANCE: f64 = 0.03;
+
+/// The bundled model on the CPU with room for one document of `context` tokens and its questions.
+pub struct NeedleEngine {
+    /// The engine.
+    pub engine: Engine,
+    /// Its decoder.
+    pub decoder: Arc<Decoder>,
+}
+
+impl NeedleEngine {
+    /// Starts one.
+    ///
+    /// # Panics
+    /// The bundled model does not load.
+    pub fn start(context: usize, options: CpuOptions) -> Self {
+        let backend = CpuBackend::new(options).expect("the instruction set is present");
+        let opened = model::open(&ModelSource::Bundled).expect("the bundled model opens");
+        let config = opened.config();
+        let max_tokens = context + 64;
+        let limits = DecoderLimits { max_lanes: 33, max_tokens, prefill_tokens: max_tokens.min(32_768) };
+        let decoder = Decoder::load(&backend, &opened.checkpoint, limits, &mut |_, _| ()).expect("it loads");
+        let decoder = Arc::new(decoder);
+        // The document, every algorithm's summaries of it, and each question's own rows.
+        let pool_rows = 2 * geometry::pages(max_tokens) + 64 * limits.max_lanes;
+        let runtime = backend.runtime(&config.runtime_shape(limits, pool_rows)).expect("the runtime fits");
+        let engine_config = EngineConfig {
+            max_lanes: limits.max_lanes,
+            prefill_tokens: limits.prefill_tokens,
+            ..EngineConfig::new(pool_rows, config.geometry().row_bytes() as u64, max_tokens)
+        };
+        let algorithms = decoder.algorithms().all().map(|(_, algorithm)| algorithm.spec().clone()).collect();
+        let engine = Engine::start(runtime, decoder.clone(), algorithms, None, engine_config);
+        NeedleEngine { engine, decoder }
+    }
+
+    /// A mode as golden runs want it: no floor, no shortest context.
+    ///
+    /// # Panics
+    /// There is no such algorithm.
+    pub fn attention(&self, mode: Mode) -> Attention {
+        let algorithms = self.decoder.algorithms();
+        let algorithm = algorithms.by_name(mode.algorithm).expect("a known algorithm");
+        let mut selection = algorithms.spec(algorithm).selection();
+        if algorithms.spec(algorithm).is_sparse() {
+            selection.budget = mode.budget;
+            selection.floor_tokens = 0;
+            selection.min_context = 0;
+        }
+        Attention { algorithm, selection }
+    }
+}
+
+/// How one mode did over some documents of a context.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tally {
+    /// Which mode.
+    pub mode: Mode,
+    /// Questions asked.
+    pub asked: usize,
+    /// All four digits right.
+    pub right: usize,
+    /// Questions whose smallest reference margin is [`MARGIN`] or more and whose answer is not the reference's dense one.
+    pub disagreements: Vec<String>,
+    /// Questions of the reference's dense run that were right, over the same documents.
+    pub reference_right: usize,
+}
+
+impl Tally {
+    /// Share right.
+    pub fn accuracy(&self) -> f64 {
+        self.right as f64 / self.asked as f64
+    }
+
+    /// What is wrong by the golden rules; empty if nothing is.
+    pub fn judge(&self, context: &GoldenContext) -> Vec<String> {
+        let name = format!("{} {}", context.context, self.mode.key);
+        let mut problems = Vec::new();
+        if self.mode.algorithm == "dense" {
+            problems.extend(self.disagreements.iter().map(|d| format!("{name}: {d}")));
+            let reference = self.reference_right as f64 / self.asked as f64;
+            if DENSE_TOLERANCE + 1e-9 < (self.accuracy() - reference).abs() {
+                problems.push(format!("{name}: accuracy {:.4}, the reference's is {reference:.4}", self.accuracy()));
+            }
+            return problems;
+        }
+        let reference = context.accuracy(self.mode.key);
+        // The reference's accuracy is over 256 questions: a part of them adds its sampling error, two standard errors.
+        let noise = match self.asked {
+            256 => 0.0,
+            n => 2.0 * (reference * (1.0 - reference) / n as f64).sqrt(),
+        };
+        if self.accuracy() < reference - SPARSE_TOLERANCE - noise - 1e-9 {
+            let accuracy = self.accuracy();
+            problems
+                .push(format!("{name}: accuracy {accuracy:.4} of {}, the reference's is {reference:.4}", self.asked));
+        }
+        problems
+    }
+}
+
+/// Asks the questions of documents `documents` of a context under every mode.
+///
+/// # Panics
+/// The engine fails.
+pub fn ask(
+    needle: &NeedleEngine,
+    context: &GoldenContext,
+    documents: std::ops::Range<usize>,
+    modes: &[Mode],
+) -> Vec<Tally> {
+    let empty = |mode: &Mode| Tally { mode: *mode, asked: 0, right: 0, disagreements: Vec::new(), reference_right: 0 };
+    let mut tallies: Vec<Tally> = modes.iter().map(empty).collect();
+    for number in documents {
+        let dense = needle.attention(MODES[0]);
+        let document = Document::read(&needle.engine, context.document(number), dense, |_, _| ()).expect("it fits");
+        let golden: Vec<_> = context.questions.iter().filter(|q| q.document == number).collect();
+        let questions: Vec<Question> = golden
+            .iter()
+            .map(|q| Question { tokens: words(&q.text), answer: digits(&q.answer), depth: q.depth })
+            .collect();
+        for tally in &mut tallies {
+            let attention = needle.attention(tally.mode);
+            let asked = eval::ask(&document, &questions, attention, 32, false).expect("the engine works");
+            for (question, outcome) in golden.iter().zip(&asked.outcomes) {
+                tally.asked += 1;
+                tally.right += usize::from(outcome.is_right);
+                tally.reference_right += usize::from(question.dense == question.answer);
+                if MARGIN <= question.margin && outcome.tokens != digits(&question.dense) {
+                    let said = &outcome.tokens;
+                    let (n, text, dense) = (question.document, &question.text, &question.dense);
+                    tally.disagreements.push(format!("document {n}: {text} {said:?}, the reference says {dense}"));
+                }
+            }
+        }
+    }
+    tallies
+}
+
+fn words(text: &str) -> Vec<u32> {
+    needle_text::ids(&text.split(' ').collect::<Vec<_>>())
+}
+
+fn digits(text: &str) -> Vec<u32> {
+    text.chars().map(|digit| needle_text::ids(&[&digit.to_string()])[0]).collect()
+}
