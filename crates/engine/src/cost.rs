@@ -8,6 +8,8 @@
 pub struct Work {
     /// Tokens x layers through a layer's matrix products.
     pub linear: f64,
+    /// Tokens through what the last layer needs of every token (QKV).
+    pub last: f64,
     /// Query tokens x key tokens x layers of attention.
     pub attend: f64,
     /// Tokens x layers through Index.
@@ -20,11 +22,11 @@ pub struct Work {
     pub fixed: f64,
 }
 
-const KINDS: usize = 6;
+const KINDS: usize = 7;
 
 impl Work {
     fn amounts(&self) -> [f64; KINDS] {
-        [self.linear, self.attend, self.index, self.copy, self.sample, self.fixed]
+        [self.linear, self.last, self.attend, self.index, self.copy, self.sample, self.fixed]
     }
 
     /// Both together.
@@ -32,6 +34,7 @@ impl Work {
     pub fn plus(self, other: Work) -> Work {
         Work {
             linear: self.linear + other.linear,
+            last: self.last + other.last,
             attend: self.attend + other.attend,
             index: self.index + other.index,
             copy: self.copy + other.copy,
@@ -45,6 +48,7 @@ impl Work {
     pub fn times(self, times: f64) -> Work {
         Work {
             linear: self.linear * times,
+            last: self.last * times,
             attend: self.attend * times,
             index: self.index * times,
             copy: self.copy * times,
@@ -84,8 +88,8 @@ impl CostModel {
     pub fn conservative(layer_parameters: usize, attention_width: usize) -> Self {
         const FLOPS: f64 = 2e9;
         let (parameters, width) = (layer_parameters as f64, attention_width as f64);
-        let seconds =
-            [2.0 * parameters / FLOPS, 4.0 * width / FLOPS, 40.0 * width / FLOPS, 4.0 * width / FLOPS, 5e-3, 50e-6];
+        let linear = 2.0 * parameters / FLOPS;
+        let seconds = [linear, linear, 4.0 * width / FLOPS, 40.0 * width / FLOPS, 4.0 * width / FLOPS, 5e-3, 50e-6];
         CostModel { seconds, seen: [0.0; KINDS], decode_seconds: 5e-3 }
     }
 

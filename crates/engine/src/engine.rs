@@ -106,7 +106,7 @@ impl Engine {
         let _ = self.messages.send(Message::Abort(request));
     }
 
-    /// Lets a held sequence's rows go, when the forks submitted before this call have ended.
+    /// Lets a held sequence's rows go when its running forks have ended; forks of it that still wait are aborted.
     pub fn release(&self, sequence: SequenceId) {
         let _ = self.messages.send(Message::Release(sequence));
     }
@@ -192,7 +192,7 @@ impl Thread {
         match message {
             Message::Submit(id, request, sink) => self.steps.submit(id, *request, sink),
             Message::Abort(id) => self.steps.abort(id, AbortReason::Caller),
-            Message::Release(sequence) => self.steps.scheduler.release(sequence),
+            Message::Release(sequence) => self.steps.release(sequence),
             Message::Stop => return Turn::Stop,
         }
         Turn::GoOn

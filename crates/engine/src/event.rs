@@ -96,6 +96,8 @@ pub enum AbortReason {
     Caller,
     /// `EVENTS_MAX` events were not read.
     SlowReader,
+    /// It waited to fork from a sequence that was released.
+    ParentReleased,
     /// The engine shuts down.
     Shutdown,
 }

@@ -137,9 +137,14 @@ impl Plan {
         self.ends.iter().any(|end| matches!(end, PrefillEnd::Sampled(_)))
     }
 
+    /// What the decode step should take; `None` without one.
+    pub fn decode_seconds(&self) -> Option<f64> {
+        self.decode.as_ref().map(|decode| decode.seconds)
+    }
+
     /// The shares of the unit and of the decode step in what the step should take.
     pub fn predicted_shares(&self) -> (f64, f64) {
-        let decode = self.decode.as_ref().map_or(0.0, |decode| decode.seconds);
+        let decode = self.decode_seconds().unwrap_or(0.0);
         let total = (self.unit_seconds + decode).max(f64::MIN_POSITIVE);
         (self.unit_seconds / total, decode / total)
     }

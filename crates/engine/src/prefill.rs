@@ -16,9 +16,6 @@ use std::ops::Range;
 /// Fewest tokens of a layer that are worth a call of their own: below it, matrix products are at their slowest.
 const RANGE_TOKENS_MIN: usize = 32;
 
-/// Share of a layer's matrix products that the last layer needs of all tokens but the last (QKV).
-const LAST_LAYER_SHARE: f64 = 0.3;
-
 /// A prefill and how far it is.
 #[derive(Clone, Debug)]
 pub(crate) struct Prefill {
@@ -159,6 +156,11 @@ impl Prefill {
         self.stage == Stage::Done
     }
 
+    /// Whether all layers are done.
+    pub(crate) fn is_ending(&self) -> bool {
+        matches!(self.stage, Stage::Start | Stage::Sample)
+    }
+
     /// Whether the part that comes next works in pass buffers.
     pub(crate) fn needs_slot(&self) -> bool {
         matches!(self.stage, Stage::Gather { .. } | Stage::Layer { .. } | Stage::Scatter { .. } | Stage::Sample)
@@ -262,7 +264,7 @@ impl Prefill {
         let attend = tokens * (first + tokens / 2.0);
         let parent = self.parent_index().map_or(0, |parent| parent.to - parent.from);
         let index = (self.indexed_end().saturating_sub(self.indexed) + parent) as f64;
-        let layer = Work { linear: tokens, attend, index, copy: first + tokens, sample: 0.0, fixed: 3.0 };
+        let layer = Work { linear: tokens, attend, index, copy: first + tokens, fixed: 3.0, ..Work::default() };
         cost.seconds(&layer.times(self.layers as f64))
     }
 
@@ -301,7 +303,7 @@ impl Prefill {
         let count = tokens.len() as f64;
         if layer + 1 == self.layers && self.pass.end == self.end {
             let sees_end = if tokens.end == self.end { tokens.end as f64 } else { 0.0 };
-            return Work { linear: count * LAST_LAYER_SHARE, attend: sees_end, fixed: 1.0, ..Work::default() };
+            return Work { last: count, attend: sees_end, fixed: 1.0, ..Work::default() };
         }
         let attend = count * (tokens.start + tokens.end) as f64 / 2.0;
         Work { linear: count, attend, fixed: 1.0, ..Work::default() }

@@ -59,12 +59,17 @@ pub struct Scheduler {
     /// Held parents that are released as soon as no fork needs them.
     released: Vec<SequenceId>,
     cost: CostModel,
-    /// Seconds that decode is owed before the next prefill unit: + by units, - by decode steps, never below 0.
+    /// Seconds that decode is owed before the next prefill unit, as of the last committed step: + by units, - by decode
+    /// steps, never below 0.
     decode_debt_seconds: f64,
+    /// What the steps in flight should add to it: pushed by `plan`, popped by `commit`.
+    debts_in_flight: VecDeque<f64>,
     /// The last step planned.
     planned: u64,
     /// The last step committed.
     committed: u64,
+    /// The last step planned that draws a prompt's first tokens.
+    sampled: u64,
     /// Ids given out.
     sequences_made: u64,
     totals: Totals,
@@ -108,8 +113,10 @@ impl Scheduler {
             released: Vec::new(),
             cost,
             decode_debt_seconds: 0.0,
+            debts_in_flight: VecDeque::new(),
             planned: 0,
             committed: 0,
+            sampled: 0,
             sequences_made: 0,
             totals: Totals::default(),
         }
@@ -121,10 +128,10 @@ impl Scheduler {
         let mut plan = Plan { step: self.planned + 1, decode: self.choose_lanes(), ..Plan::default() };
         self.open_passes();
         self.fill_unit(&mut plan);
-        self.settle_debt(&plan);
         plan.admitted = std::mem::take(&mut self.admitted);
         if !plan.is_idle() {
             self.planned = plan.step;
+            self.debts_in_flight.push_back(self.debt_of(plan.unit_seconds, plan.decode_seconds()));
         }
         plan
     }

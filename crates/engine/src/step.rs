@@ -160,6 +160,12 @@ impl Steps {
         self.deliver(notices);
     }
 
+    /// Lets a held sequence go.
+    pub fn release(&mut self, sequence: SequenceId) {
+        let notices = self.scheduler.release(sequence);
+        self.deliver(notices);
+    }
+
     /// Collects what is in flight and aborts every request; held sequences go too.
     pub fn shut_down(&mut self) {
         while let Ok(Some(outcome)) = self.collect(Progress::Idle) {

@@ -188,7 +188,7 @@ impl SequenceKv {
         indexing.rows(at).saturating_sub(self.summary_rows(indexing.key).len())
     }
 
-    /// Takes the rows that [`SequenceKv::missing_summary_rows`] counts out of a fork's promise; this sequence keeps them.
+    /// Takes the rows that `missing_summary_rows` counts out of a fork's promise; this sequence keeps them.
     pub fn add_summary_rows(&mut self, at: usize, indexing: &Indexing, rows: &mut Rows, from: &mut Reservation) {
         let position = self.summary_position(indexing.key);
         self.summaries[position].table.grow_to(indexing.rows(at), rows, from);

@@ -5,3 +5,5 @@ pub mod golden;
 pub mod golden_run;
 
 pub mod solo;
+
+pub mod simulator;

@@ -119,11 +119,10 @@ impl Scheduler {
         if let Some(seconds) = unit_seconds {
             self.cost.observe(&plan.work, seconds);
         }
-        let Some(decode) = &plan.decode else { return };
-        let unit = unit_seconds.map_or(0.0, |seconds| seconds - plan.unit_seconds);
-        let step = decode_seconds.map_or(0.0, |seconds| seconds - decode.seconds);
-        self.owe(unit, step);
         decode_seconds.iter().for_each(|&seconds| self.cost.observe_decode(seconds));
+        self.debts_in_flight.pop_front();
+        let debt = self.debt_of(unit_seconds.unwrap_or(0.0), decode_seconds);
+        self.decode_debt_seconds = if plan.decode.is_some() { (self.decode_debt_seconds + debt).max(0.0) } else { 0.0 };
     }
 
     fn report_all(&mut self, plan: &Plan, notices: &mut Vec<Notice>) {

@@ -1,7 +1,7 @@
 //! How sequences end and what comes back: rows and lanes, as soon as no step in flight uses them.
 
 use super::{Notice, Scheduler};
-use crate::event::{AttentionUsed, FinishReason, Usage};
+use crate::event::{AbortReason, AttentionUsed, FinishReason, Usage};
 use crate::request::{Request, RequestId};
 use crate::sequence::{Phase, Sequence};
 use kv::selection::Selected;
@@ -51,19 +51,26 @@ impl Scheduler {
         }
     }
 
-    /// Lets a held sequence go; forks that wait for it still get their rows. Unknown ones are no error: it may be the
+    /// Lets a held sequence go when the forks that were admitted have ended; forks of it that still wait are aborted,
+    /// so that nobody waits for rows that only a later one could free. Unknown sequences are no error: it may be the
     /// second of two releases.
-    pub fn release(&mut self, id: SequenceId) {
+    pub fn release(&mut self, id: SequenceId) -> Vec<Notice> {
         let held = self.sequences.get(&id).is_some_and(|sequence| matches!(sequence.phase, Phase::Held));
-        if held && !self.released.contains(&id) {
-            self.released.push(id);
+        if !held || self.released.contains(&id) {
+            return Vec::new();
         }
+        let waits = |request: &&RequestId| self.requests[request].request.parent() == Some(id);
+        let orphans: Vec<RequestId> = self.waiting.iter().filter(waits).copied().collect();
+        let notices = orphans.into_iter().flat_map(|orphan| self.abort(orphan, AbortReason::ParentReleased)).collect();
+        self.released.push(id);
         self.reclaim();
+        notices
     }
 
     /// Nothing is in flight any more and nobody is told: every row and lane comes back.
     pub fn abandon(&mut self) {
         self.committed = self.planned;
+        self.debts_in_flight.clear();
         for (id, sequence) in std::mem::take(&mut self.sequences) {
             self.close_pass(id);
             self.retiring.push(Retiring { after: self.planned, kv: Some(sequence.kv), lane: sequence.lane });

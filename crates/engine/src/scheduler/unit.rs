@@ -32,18 +32,25 @@ impl Scheduler {
 
     /// Fills the step's unit, if decode is owed nothing.
     pub(super) fn fill_unit(&mut self, plan: &mut Plan) {
-        if plan.decode.is_some() && 0.0 < self.decode_debt_seconds {
+        let debt = self.decode_debt_seconds + self.debts_in_flight.iter().sum::<f64>();
+        if plan.decode.is_some() && 0.0 < debt {
             return;
         }
         let (unit, mut used) = (self.config.unit_seconds, 0.0);
-        while used < unit * (1.0 - UNIT_REST_SHARE) {
+        while used < unit * (1.0 - UNIT_REST_SHARE) || self.is_ending() {
             let open = self.prefilling().filter(|(_, prefill)| prefill.slot.is_some());
             let Some(id) = self.most_urgent(open) else { break };
             let prefill = self.prefill(id);
             let Some(part) = prefill.next(unit - used, &self.cost) else { break };
+            if part == Part::Sample && self.committed < self.sampled {
+                // One prompt's first tokens are collected at a time.
+                break;
+            }
             let work = prefill.work(&part);
             let seconds = self.cost.seconds(&work);
-            if !plan.pieces.is_empty() && unit < used + seconds {
+            // The end of a prompt is short and somebody waits for it.
+            let ends = matches!(part, Part::Start | Part::Sample);
+            if !plan.pieces.is_empty() && unit < used + seconds && !ends {
                 break;
             }
             used += seconds;
@@ -54,22 +61,16 @@ impl Scheduler {
             self.open_passes();
         }
         plan.unit_seconds = used;
+        if plan.samples() {
+            self.sampled = plan.step;
+        }
         self.age(plan);
     }
 
-    /// What decode is owed after this plan, as far as predictions go; `commit` corrects it.
-    pub(super) fn settle_debt(&mut self, plan: &Plan) {
-        match &plan.decode {
-            Some(decode) => self.owe(plan.unit_seconds, decode.seconds),
-            None => self.decode_debt_seconds = 0.0,
-        }
-    }
-
-    /// A unit of some seconds makes a debt, decode of some seconds pays it; both may be corrections.
-    pub(super) fn owe(&mut self, unit_seconds: f64, decode_seconds: f64) {
+    /// What a step adds to decode's debt; without a decode step nothing is owed to anybody.
+    pub(super) fn debt_of(&self, unit_seconds: f64, decode_seconds: Option<f64>) -> f64 {
         let share = self.config.decode_share;
-        let debt = self.decode_debt_seconds + unit_seconds * share / (1.0 - share) - decode_seconds;
-        self.decode_debt_seconds = debt.max(0.0);
+        decode_seconds.map_or(0.0, |decode| unit_seconds * share / (1.0 - share) - decode)
     }
 
     /// What a prefill's progress is worth telling: at most a hundred times.
@@ -232,6 +233,12 @@ impl Scheduler {
                 prefill.waited_seconds += plan.unit_seconds;
             }
         }
+    }
+
+    /// Whether the prompt that goes next has nothing but its end to come.
+    fn is_ending(&self) -> bool {
+        let open = self.prefilling().filter(|(_, prefill)| prefill.slot.is_some());
+        self.most_urgent(open).is_some_and(|id| self.prefill(id).is_ending())
     }
 
     /// Takes back the pass buffers of a sequence.

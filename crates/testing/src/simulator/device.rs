@@ -1,0 +1,338 @@
+//! The made-up device: rows of tags, staging, lanes, and a clock that every op moves. Checks how the contract is used.
+
+use super::naive::{drawn, fold, tag};
+use super::noise::Noise;
+use backend::{AlgorithmId, LaneOutput, LaneStart, RowCopy, RowDelta, RowTableKind, StepInput, StepKey, StepOutput};
+use engine::{PASSES_MAX, PassView};
+use kv::{LaneId, PAGE_TOKENS, RowId, TokenId};
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard};
+
+/// Virtual seconds per amount of work.
+#[derive(Clone, Copy, Debug)]
+pub struct Costs {
+    /// A token through a layer.
+    pub linear: f64,
+    /// A query token against a key token in a layer.
+    pub attend: f64,
+    /// A token copied or summarised in a layer.
+    pub copy: f64,
+    /// A prompt's sampling.
+    pub sample: f64,
+    /// A decode step.
+    pub decode: f64,
+    /// A lane of a decode step.
+    pub lane: f64,
+    /// Share by which everything varies.
+    pub jitter: f64,
+}
+
+impl Default for Costs {
+    fn default() -> Self {
+        Costs { linear: 2e-5, attend: 2e-9, copy: 1e-7, sample: 1e-3, decode: 4e-3, lane: 2e-4, jitter: 0.2 }
+    }
+}
+
+/// Everything the device remembers.
+pub struct Device {
+    layers: usize,
+    costs: Costs,
+    state: Mutex<State>,
+}
+
+struct State {
+    seconds: f64,
+    noise: Noise,
+    /// `[row][layer][token]`.
+    kv: Vec<u64>,
+    /// `[row][layer][token]`, of the tokens that a summary row describes.
+    summaries: Vec<u64>,
+    staging: [Staging; PASSES_MAX],
+    lanes: Vec<Option<Lane>>,
+    /// First tokens that were drawn and not collected.
+    sampled: Option<StepOutput>,
+}
+
+/// One pass's buffers.
+#[derive(Default)]
+struct Staging {
+    /// The pass that works in it: its first position, end and tokens' tag.
+    pass: Option<(usize, usize)>,
+    layer: usize,
+    /// Positions of `layer` that are done.
+    done: usize,
+    /// Tags of `layer`.
+    tags: Vec<u64>,
+}
+
+#[derive(Clone)]
+struct Lane {
+    start: LaneStart,
+    len: usize,
+    token: Option<TokenId>,
+    steps: usize,
+}
+
+/// Tokens of the widest summary row.
+const SUMMARY_TOKENS_MAX: usize = 128;
+
+impl Device {
+    /// A device with an empty pool.
+    pub fn new(rows: usize, layers: usize, lanes: usize, costs: Costs, seed: u64) -> Self {
+        let state = State {
+            seconds: 0.0,
+            noise: Noise(seed),
+            kv: vec![0; rows * layers * PAGE_TOKENS],
+            summaries: vec![0; rows * layers * SUMMARY_TOKENS_MAX],
+            staging: Default::default(),
+            lanes: vec![None; lanes],
+            sampled: None,
+        };
+        Device { layers, costs, state: Mutex::new(state) }
+    }
+
+    pub(super) fn layers(&self) -> usize {
+        self.layers
+    }
+
+    pub(super) fn copy_rows(&self, copies: &[RowCopy]) {
+        let mut state = self.lock();
+        for copy in copies {
+            let (kv, summary) = (self.layers * PAGE_TOKENS, self.layers * SUMMARY_TOKENS_MAX);
+            let (source, target) = (copy.source.at(), copy.target.at());
+            state.kv.copy_within(source * kv..(source + 1) * kv, target * kv);
+            state.summaries.copy_within(source * summary..(source + 1) * summary, target * summary);
+            self.spend(&mut state, self.costs.copy * self.layers as f64);
+        }
+    }
+
+    pub(super) fn start_lane(&self, start: &LaneStart) {
+        let mut state = self.lock();
+        assert_eq!(start.kv_rows.len(), start.len.div_ceil(PAGE_TOKENS), "{}: a table of whole pages", start.lane);
+        let lane = Lane { start: start.clone(), len: start.len, token: start.token, steps: 0 };
+        self.check_lane(&state, &lane);
+        state.lanes[start.lane.at()] = Some(lane);
+    }
+
+    pub(super) fn prefill_gather(&self, pass: &PassView<'_>, layer: usize) {
+        let mut state = self.lock();
+        self.begin_layer(&mut state, pass, layer);
+        let tags: Vec<u64> = (0..pass.first).map(|at| self.kv(&state, pass.kv_rows, layer, at)).collect();
+        assert!(tags.iter().all(|&tag| tag != 0), "a prefix is gathered before it is written");
+        state.staging[pass.slot].tags = tags;
+        self.spend(&mut state, self.costs.copy * pass.first as f64);
+    }
+
+    pub(super) fn prefill_layer(&self, pass: &PassView<'_>, layer: usize, tokens: Range<usize>) {
+        let mut state = self.lock();
+        if tokens.start == pass.first && pass.first == 0 {
+            self.begin_layer(&mut state, pass, layer);
+        }
+        let staging = &mut state.staging[pass.slot];
+        assert_eq!(staging.pass, Some((pass.first, pass.first + pass.tokens.len())), "one pass at a time in a slot");
+        assert_eq!((staging.layer, staging.done), (layer, tokens.start), "ranges touch each other, layer after layer");
+        assert_eq!(staging.tags.len(), tokens.start, "the prefix is gathered");
+        for at in tokens.clone() {
+            let before = at.checked_sub(1).map_or(0, |before| staging.tags[before]);
+            staging.tags.push(tag(before, pass.tokens[at - pass.first]));
+        }
+        staging.done = tokens.end;
+        let (count, middle) = (tokens.len() as f64, (tokens.start + tokens.end) as f64 / 2.0);
+        let seconds = if pass.last_pass && layer + 1 == self.layers {
+            // Of all tokens but the prompt's last, the last layer needs K and V only.
+            count * self.costs.linear * 0.2
+        } else {
+            count * (self.costs.linear + self.costs.attend * middle)
+        };
+        self.spend(&mut state, seconds);
+    }
+
+    pub(super) fn prefill_scatter(&self, pass: &PassView<'_>, layer: usize) {
+        let mut state = self.lock();
+        let end = pass.first + pass.tokens.len();
+        let staging = &state.staging[pass.slot];
+        assert_eq!((staging.layer, staging.done), (layer, end), "a layer is scattered when it is done");
+        let tags = staging.tags[pass.first..].to_vec();
+        for (at, tag) in (pass.first..end).zip(tags) {
+            let place = self.kv_place(pass.kv_rows[at / PAGE_TOKENS], layer, at);
+            state.kv[place] = tag;
+        }
+        self.spend(&mut state, self.costs.copy * pass.tokens.len() as f64);
+    }
+
+    pub(super) fn index(
+        &self,
+        algorithm: AlgorithmId,
+        layer: usize,
+        kv_rows: &[RowId],
+        summary_rows: &[RowId],
+        tokens: Range<usize>,
+    ) {
+        let spec = &super::algorithms()[usize::from(algorithm.0)];
+        let row_tokens = spec.summary_row_tokens.expect("dense has no Index");
+        assert_eq!((tokens.start % spec.index_unit_tokens, tokens.end % spec.index_unit_tokens), (0, 0), "whole units");
+        let mut state = self.lock();
+        for at in tokens.clone() {
+            let tag = self.kv(&state, kv_rows, layer, at);
+            assert!(tag != 0, "position {at} is summarised before it is written");
+            let place = self.summary_place(summary_rows[at / row_tokens], layer, at % row_tokens);
+            state.summaries[place] = tag;
+        }
+        self.spend(&mut state, self.costs.copy * tokens.len() as f64);
+    }
+
+    pub(super) fn prefill_sample(&self, pass: &PassView<'_>, lanes: &[LaneId]) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let staging = &state.staging[pass.slot];
+        let end = pass.first + pass.tokens.len();
+        assert!(pass.last_pass && (staging.layer, staging.done) == (self.layers - 1, end), "sampled at the end");
+        let sum = self.read(state, pass.kv_rows, end);
+        self.spend(state, self.costs.sample);
+        let outputs = lanes.iter().map(|&id| {
+            let lane = state.lanes[id.at()].as_mut().expect("a lane is started before it is sampled");
+            assert!(lane.token.is_none() && lane.len == end, "{id}: started at its prompt's end, without a token");
+            let token = drawn(sum, &lane.start.sampling);
+            lane.token = Some(token);
+            output(id, token, end)
+        });
+        let outputs = StepOutput { lanes: outputs.collect() };
+        assert!(state.sampled.replace(outputs).is_none(), "one prompt's first tokens are collected at a time");
+    }
+
+    pub(super) fn take_sampled(&self) -> StepOutput {
+        self.lock().sampled.take().expect("first tokens are collected once")
+    }
+
+    pub(super) fn decode(&self, key: StepKey, input: &StepInput) -> StepOutput {
+        let mut state = self.lock();
+        assert!(input.active.is_sorted_by(|a, b| a < b), "active lanes ascend: {:?}", input.active);
+        assert!(!input.active.is_empty() && input.active.len() <= key.bucket, "a bucket holds the active lanes");
+        assert!(input.rows.iter().all(|delta| input.active.contains(&delta.lane)), "rows of lanes that decode");
+        assert!(input.forced.iter().all(|(lane, _)| input.active.contains(lane)), "tokens of lanes that decode");
+        let outputs = input.active.iter().map(|&lane| self.decode_lane(&mut state, key, input, lane)).collect();
+        let lanes = self.costs.lane * input.active.len() as f64;
+        self.spend(&mut state, self.costs.decode + lanes);
+        StepOutput { lanes: outputs }
+    }
+
+    fn decode_lane(&self, state: &mut State, key: StepKey, input: &StepInput, id: LaneId) -> LaneOutput {
+        let mut lane = state.lanes[id.at()].clone().expect("a lane that decodes was started");
+        assert!(key.algorithms.contains(lane.start.algorithm), "{id}: its algorithm is recorded");
+        input.rows.iter().filter(|delta| delta.lane == id).for_each(|delta| lane.grow(delta));
+        let token = lane.token.expect("a lane that decodes has a token");
+        let before = self.kv(state, &lane.start.kv_rows, 0, lane.len - 1);
+        for layer in 0..self.layers {
+            let place = self.kv_place(lane.start.kv_rows[lane.len / PAGE_TOKENS], layer, lane.len);
+            state.kv[place] = tag(before, token);
+        }
+        lane.len += 1;
+        lane.steps += 1;
+        let sum = self.read(state, &lane.start.kv_rows, lane.len);
+        self.index_behind(state, &lane);
+        self.check_lane(state, &lane);
+        let forced = input.forced.iter().find(|(lane, _)| *lane == id).map(|(_, token)| *token);
+        let token = forced.unwrap_or_else(|| drawn(sum, &lane.start.sampling));
+        lane.token = Some(token);
+        let exact_tokens = lane.start.selection.exact_tokens(lane.len);
+        state.lanes[id.at()] = Some(lane);
+        output(id, token, exact_tokens)
+    }
+
+    /// What becomes indexed at the lane's next step.
+    fn index_behind(&self, state: &mut State, lane: &Lane) {
+        let Some(row_tokens) = row_tokens(lane) else { return };
+        let selection = &lane.start.selection;
+        for at in selection.indexed_tokens(lane.len)..selection.indexed_tokens(lane.len + 1) {
+            for layer in 0..self.layers {
+                let tag = self.kv(state, &lane.start.kv_rows, layer, at);
+                let place = self.summary_place(lane.start.summary_rows[at / row_tokens], layer, at % row_tokens);
+                state.summaries[place] = tag;
+            }
+        }
+    }
+
+    /// Every token has K and V in every layer, and a summary where the next step may select it.
+    fn check_lane(&self, state: &State, lane: &Lane) {
+        self.read(state, &lane.start.kv_rows, lane.len);
+        let Some(row_tokens) = row_tokens(lane) else { return };
+        for at in 0..lane.start.selection.indexed_tokens(lane.len + 1) {
+            let row = lane.start.summary_rows[at / row_tokens];
+            for layer in 0..self.layers {
+                let (summary, tag) =
+                    (self.summary_place(row, layer, at % row_tokens), self.kv(state, &lane.start.kv_rows, layer, at));
+                assert_eq!(state.summaries[summary], tag, "{}: summary of position {at}", lane.start.lane);
+            }
+        }
+    }
+
+    /// All tags of `0..len` in one number, the same in every layer.
+    fn read(&self, state: &State, kv_rows: &[RowId], len: usize) -> u64 {
+        let sum_of = |layer| (0..len).fold(0, |sum, at| fold(sum, self.kv(state, kv_rows, layer, at)));
+        let sum = sum_of(0);
+        assert!((1..self.layers).all(|layer| sum_of(layer) == sum), "layers hold different tokens");
+        sum
+    }
+
+    fn begin_layer(&self, state: &mut State, pass: &PassView<'_>, layer: usize) {
+        let staging = &mut state.staging[pass.slot];
+        let end = pass.first + pass.tokens.len();
+        if layer == 0 {
+            staging.pass = Some((pass.first, end));
+        } else {
+            assert_eq!(
+                (staging.pass, staging.layer, staging.done),
+                (Some((pass.first, end)), layer - 1, end),
+                "in turn"
+            );
+        }
+        staging.layer = layer;
+        staging.done = pass.first;
+        staging.tags.clear();
+    }
+
+    fn kv(&self, state: &State, rows: &[RowId], layer: usize, at: usize) -> u64 {
+        state.kv[self.kv_place(rows[at / PAGE_TOKENS], layer, at)]
+    }
+
+    fn kv_place(&self, row: RowId, layer: usize, at: usize) -> usize {
+        (row.at() * self.layers + layer) * PAGE_TOKENS + at % PAGE_TOKENS
+    }
+
+    fn summary_place(&self, row: RowId, layer: usize, at: usize) -> usize {
+        (row.at() * self.layers + layer) * SUMMARY_TOKENS_MAX + at
+    }
+
+    fn spend(&self, state: &mut State, seconds: f64) {
+        state.seconds += seconds * (1.0 + self.costs.jitter * (2.0 * state.noise.share() - 1.0));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("one thread")
+    }
+}
+
+impl Lane {
+    fn grow(&mut self, delta: &RowDelta) {
+        let table = match delta.table {
+            RowTableKind::Kv => &mut self.start.kv_rows,
+            RowTableKind::Summary => &mut self.start.summary_rows,
+        };
+        assert_eq!(delta.index, table.len(), "{}: a row joins at its table's end", delta.lane);
+        table.push(delta.row);
+    }
+}
+
+impl engine::Clock for Device {
+    fn seconds(&self) -> f64 {
+        self.lock().seconds
+    }
+}
+
+fn row_tokens(lane: &Lane) -> Option<usize> {
+    super::algorithms()[usize::from(lane.start.algorithm.0)].summary_row_tokens
+}
+
+fn output(lane: LaneId, token: TokenId, exact_tokens: usize) -> LaneOutput {
+    LaneOutput { lane, token, logprob: -1.0, top: Vec::new(), exact_tokens, attention_mass: None }
+}

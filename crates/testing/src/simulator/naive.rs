@@ -1,0 +1,53 @@
+//! What the made-up device must say, from the tokens alone.
+
+use super::noise::mix;
+use backend::Sampling;
+use kv::TokenId;
+
+/// Tokens that the device draws: 1 to 50.
+pub const DRAWN_TOKENS: u64 = 50;
+
+/// The tag of a token behind a token with tag `before` (0 at the start).
+pub fn tag(before: u64, token: TokenId) -> u64 {
+    mix(before ^ u64::from(token) << 32 ^ 0x5eed) | 1
+}
+
+/// All tags that a lane can read, in one number.
+pub fn fold(sum: u64, tag: u64) -> u64 {
+    mix(sum ^ tag)
+}
+
+/// The token drawn from what a lane can read.
+pub fn drawn(sum: u64, sampling: &Sampling) -> TokenId {
+    let choice = mix(sum ^ sampling.seed << 8 ^ u64::from(sampling.choice));
+    1 + (choice % DRAWN_TOKENS) as TokenId
+}
+
+/// The first `max_tokens` tokens of a completion: `forced` ones, then drawn ones, up to a stop token (included).
+pub fn completion(
+    prompt: &[TokenId],
+    forced: &[TokenId],
+    stops: &[TokenId],
+    sampling: &Sampling,
+    max_tokens: usize,
+) -> Vec<TokenId> {
+    let (mut last, mut sum) = (0, 0);
+    let mut read = |token| {
+        last = tag(last, token);
+        sum = fold(sum, last);
+        sum
+    };
+    let mut seen = 0;
+    prompt.iter().for_each(|&token| seen = read(token));
+    let mut completion = Vec::new();
+    while completion.len() < max_tokens {
+        let given = forced.get(completion.len()).copied();
+        let token = given.unwrap_or_else(|| drawn(seen, sampling));
+        completion.push(token);
+        if given.is_none() && stops.contains(&token) {
+            break;
+        }
+        seen = read(token);
+    }
+    completion
+}

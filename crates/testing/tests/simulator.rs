@@ -1,0 +1,502 @@
+//! The real scheduler and step loop through whole serving days, in virtual time.
+
+use engine::{AbortReason, Event, Feed, FinishReason, Progress, Refusal, Request, RequestId, Source};
+use kv::{SequenceId, TokenId};
+use std::collections::{BTreeMap, BTreeSet};
+use testing::simulator::{Noise, Simulation, SimulatorConfig, attention, complete, letter, naive, prompt};
+
+/// What is expected of a request.
+struct Expected {
+    request: Request,
+    /// All tokens of the prompt, the parent's included.
+    prompt: Vec<TokenId>,
+}
+
+/// A held sequence and the tokens that it has K and V of.
+struct Parent {
+    sequence: SequenceId,
+    tokens: Vec<TokenId>,
+}
+
+struct Day {
+    seed: u64,
+    noise: Noise,
+    simulation: Simulation,
+    expected: BTreeMap<RequestId, Expected>,
+    aborted: BTreeSet<RequestId>,
+    parents: Vec<Parent>,
+    refused: usize,
+}
+
+fn config(seed: u64) -> SimulatorConfig {
+    let mut noise = Noise(seed ^ 0xc0f);
+    let mut config = SimulatorConfig::new(60 + noise.below(400), 1 + noise.below(8));
+    config.engine.max_queue = 1 + noise.below(20);
+    config.engine.max_model_len = 600;
+    config.engine.prefill_tokens = [32, 100, 1000][noise.below(3)];
+    config.engine.decode_share = [0.0, 0.5, 0.9][noise.below(3)];
+    config.engine.unit_seconds = [0.001, 0.005, 0.05][noise.below(3)];
+    config.layers = 1 + noise.below(3);
+    config.steps_in_flight = 1 + noise.below(2);
+    config.seed = seed;
+    config
+}
+
+impl Day {
+    fn new(seed: u64) -> Self {
+        Day {
+            seed,
+            noise: Noise(seed),
+            simulation: Simulation::new(config(seed)),
+            expected: BTreeMap::new(),
+            aborted: BTreeSet::new(),
+            parents: Vec::new(),
+            refused: 0,
+        }
+    }
+
+    /// A random request, and its whole prompt.
+    fn request(&mut self) -> (Request, Vec<TokenId>) {
+        let noise = &mut self.noise;
+        let (algorithm, max_tokens) = (noise.below(4) as u8, noise.below(60));
+        let longest = if noise.once_in(4) { 500 } else { 60 };
+        let tokens = prompt(noise.number(), 1 + noise.below(longest));
+        let (source, prompt) = if self.parents.is_empty() || noise.once_in(2) {
+            (Source::Prompt(tokens.clone()), tokens)
+        } else {
+            let parent = &self.parents[noise.below(self.parents.len())];
+            let feed = if noise.once_in(2) { Feed::Decode } else { Feed::Prefill };
+            let tokens = tokens[..tokens.len().min(40)].to_vec();
+            let prompt = [&parent.tokens[..], &tokens].concat();
+            (Source::Fork { parent: parent.sequence, tokens, feed }, prompt)
+        };
+        let mut request = Request::new(source, attention(algorithm), max_tokens);
+        request.choices = if noise.once_in(3) { 1 + noise.below(4) } else { 1 };
+        request.hold = noise.once_in(4);
+        request.sampling.seed = noise.number();
+        request.end_tokens = (0..noise.below(3)).map(|_| 1 + noise.below(50) as TokenId).collect();
+        request.ignore_eos = noise.once_in(4);
+        if noise.once_in(4) {
+            request.forced = (0..1 + noise.below(5)).map(|_| noise.below(50) as TokenId).collect();
+        }
+        (request, prompt)
+    }
+
+    fn submit(&mut self) {
+        let (request, prompt) = self.request();
+        match self.simulation.submit(request.clone()) {
+            Ok(id) => drop(self.expected.insert(id, Expected { request, prompt })),
+            Err(_) => self.refused += 1,
+        }
+    }
+
+    /// Something happens between two steps.
+    fn happen(&mut self) {
+        match self.noise.below(40) {
+            0..=7 => self.submit(),
+            8 if !self.expected.is_empty() => {
+                let at = self.noise.below(self.expected.len());
+                let id = *self.expected.keys().nth(at).expect("in range");
+                self.aborted.insert(id);
+                self.simulation.abort(id);
+            }
+            9 | 10 if !self.parents.is_empty() => {
+                let at = self.noise.below(self.parents.len());
+                let parent = self.parents.swap_remove(at);
+                self.simulation.release(parent.sequence);
+            }
+            _ => {}
+        }
+    }
+
+    /// Finds sequences that became parents since the last look.
+    fn adopt(&mut self, known: &mut BTreeSet<SequenceId>) {
+        for (&id, expected) in &self.expected {
+            for (_, event) in self.simulation.seen(id) {
+                let Event::Held { choice, sequence, tokens } = event else { continue };
+                if known.insert(sequence) {
+                    let completion = self.simulation.tokens(id, choice).into_iter().map(|token| token.token);
+                    let all: Vec<TokenId> = expected.prompt.iter().copied().chain(completion).collect();
+                    assert!(tokens == all.len() || tokens + 1 == all.len(), "seed {}: {id} holds {tokens}", self.seed);
+                    self.parents.push(Parent { sequence, tokens: all[..tokens].to_vec() });
+                }
+            }
+        }
+    }
+
+    fn run(mut self) -> Vec<String> {
+        let mut known = BTreeSet::new();
+        for _ in 0..300 {
+            self.happen();
+            self.simulation.step();
+            self.adopt(&mut known);
+        }
+        // The evening: what is held is let go, so that everybody who waits gets in.
+        loop {
+            for parent in std::mem::take(&mut self.parents) {
+                self.simulation.release(parent.sequence);
+            }
+            let progress = self.simulation.step();
+            self.adopt(&mut known);
+            if progress == Progress::Idle && self.parents.is_empty() {
+                break;
+            }
+        }
+        self.simulation.check_empty();
+        self.expected.iter().for_each(|(&id, expected)| self.verify(id, expected));
+        self.simulation.take_trace()
+    }
+
+    /// Every choice finished once, with the naive model's tokens.
+    fn verify(&self, id: RequestId, expected: &Expected) {
+        let request = &expected.request;
+        let finished = self.simulation.finished(id);
+        let choices: BTreeSet<u32> = finished.iter().map(|end| end.choice).collect();
+        let name = format!("seed {} {id} {request:?}", self.seed);
+        assert_eq!((finished.len(), choices.len()), (request.choices, request.choices), "ends once: {name}");
+        for end in finished {
+            let tokens: Vec<TokenId> =
+                self.simulation.tokens(id, end.choice).into_iter().map(|token| token.token).collect();
+            let stops = if request.ignore_eos { &[][..] } else { &request.end_tokens };
+            let room = request.max_tokens.min(600 - expected.prompt.len());
+            let sampling = backend::Sampling { choice: end.choice, ..request.sampling.clone() };
+            let mut naive = naive::completion(&expected.prompt, &request.forced, stops, &sampling, room);
+            if let FinishReason::Aborted(reason) = end.reason {
+                let orphaned = reason == AbortReason::ParentReleased && tokens.is_empty();
+                assert!(self.aborted.contains(&id) || orphaned, "aborted by nobody: {name}");
+                naive.truncate(tokens.len());
+            }
+            assert_eq!(tokens, naive, "{name}");
+            assert_eq!(end.usage.completion_tokens, tokens.len(), "{name}");
+            assert_eq!(end.usage.prompt_tokens, expected.prompt.len(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn serving_days_leak_nothing_and_give_every_request_its_tokens() {
+    for seed in 0..120 {
+        Day::new(seed).run();
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    for seed in 1000..1005 {
+        let trace = Day::new(seed).run();
+        assert!(100 < trace.len(), "seed {seed}: {} steps", trace.len());
+        assert_eq!(trace, Day::new(seed).run(), "seed {seed}");
+    }
+}
+
+#[test]
+fn nobody_overtakes_in_the_queue_and_nobody_starves() {
+    for seed in 0..20 {
+        let mut noise = Noise(seed);
+        let mut simulation = Simulation::new(SimulatorConfig::new(100, 3));
+        let ids: Vec<RequestId> = (0..60)
+            .map(|_| {
+                let tokens = prompt(noise.number(), 1 + noise.below(400));
+                simulation
+                    .submit(complete(tokens, noise.below(4) as u8, 1 + noise.below(30)))
+                    .expect("the queue is long")
+            })
+            .collect();
+        simulation.run();
+        let first_event = |id: &RequestId| simulation.seen(*id).into_iter().nth(1).expect("it ran").0;
+        let timings: Vec<f64> = ids.iter().map(|&id| simulation.finished(id)[0].timings.queued).collect();
+        assert!(timings.is_sorted(), "seed {seed}: admitted in arrival order: {timings:?}");
+        assert!(ids.iter().all(|id| first_event(id).is_finite()));
+        simulation.check_empty();
+    }
+}
+
+/// The longest time between two tokens of a stream while a prompt of 32K tokens is prefilled.
+fn longest_gap(decode_share: f64, prompt_tokens: usize, prefill_tokens: usize) -> (f64, f64) {
+    let mut config = SimulatorConfig::new(6000, 8);
+    config.layers = 4;
+    config.engine.decode_share = decode_share;
+    config.engine.prefill_tokens = prefill_tokens;
+    let mut simulation = Simulation::new(config);
+    let streams: Vec<RequestId> =
+        (0..4).map(|seed| simulation.submit(complete(prompt(seed, 50), 0, 1500)).expect("there is room")).collect();
+    for _ in 0..30 {
+        simulation.step();
+    }
+    let long = simulation.submit(complete(prompt(9, prompt_tokens), 3, 2)).expect("there is room");
+    while simulation.finished(long).is_empty() {
+        simulation.step();
+    }
+    let end = simulation.seen(long).last().expect("it has ended").0;
+    let seconds = end - simulation.seen(long)[0].0;
+    let mut gap: f64 = 0.0;
+    for id in streams {
+        let seen = simulation.seen(id);
+        let times: Vec<f64> =
+            seen.iter().filter(|(_, event)| matches!(event, Event::Token(_))).map(|(time, _)| *time).collect();
+        assert!(end < times[times.len() - 1] + 0.2, "the stream runs to the prompt's end");
+        gap = times.windows(2).map(|pair| pair[1] - pair[0]).fold(gap, f64::max);
+    }
+    simulation.run();
+    simulation.check_empty();
+    (gap, seconds)
+}
+
+#[test]
+fn a_stream_never_waits_for_longer_than_150_ms_while_a_long_prompt_is_prefilled() {
+    for (share, pass) in [(0.0, 32_768), (0.5, 32_768), (0.5, 8_192)] {
+        let (gap, end) = longest_gap(share, 32_768, pass);
+        assert!(gap <= 0.150, "share {share}, passes of {pass}: a gap of {gap} s in {end} s");
+    }
+}
+
+#[test]
+fn decode_gets_its_share() {
+    let (_, without) = longest_gap(0.0, 16_384, 32_768);
+    let (_, half) = longest_gap(0.5, 16_384, 32_768);
+    assert!(1.5 * without < half, "half of the time for decode doubles the prompt's: {without} to {half}");
+}
+
+/// Plans as text. `script` submits and steps; the trace of its steps is compared.
+fn check(config: SimulatorConfig, script: impl Fn(&mut Simulation), expected: &str) {
+    let mut simulation = Simulation::new(config);
+    script(&mut simulation);
+    let trace = simulation.take_trace().join("\n");
+    let expected: Vec<&str> = expected.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    assert_eq!(trace, expected.join("\n"), "\n{trace}\n");
+}
+
+/// Units that take `tokens` tokens of a layer, with costs that are known from the start and never vary.
+fn exact(pool_rows: usize, max_lanes: usize, unit_seconds: f64) -> SimulatorConfig {
+    let mut config = SimulatorConfig::new(pool_rows, max_lanes);
+    config.costs.jitter = 0.0;
+    config.engine.unit_seconds = unit_seconds;
+    config
+}
+
+#[test]
+fn a_short_prompt_is_one_unit() {
+    check(
+        exact(20, 2, 1.0),
+        |simulation| {
+            simulation.submit(complete(prompt(1, 20), 0, 3)).expect("there is room");
+            simulation.run();
+        },
+        "step 1:  s1 layer 0 [0..20) scatter 0 layer 1 [0..20) scatter 1 start lane 0 sample 1
+         step 2:  s1 +1
+         step 3:  s1 +1",
+    );
+}
+
+#[test]
+fn decode_goes_on_between_units_and_a_long_prompt_takes_several_passes() {
+    check(
+        {
+            let mut config = exact(60, 2, 0.001);
+            config.engine.prefill_tokens = 64;
+            config.engine.decode_share = 0.0;
+            config
+        },
+        |simulation| {
+            simulation.submit(complete(prompt(1, 8), 0, 20)).expect("there is room");
+            simulation.submit(complete(prompt(2, 100), 0, 1)).expect("there is room");
+            for _ in 0..12 {
+                simulation.step();
+            }
+            simulation.abort(RequestId(1));
+            simulation.run();
+        },
+        "step 1:  s1 layer 0 [0..8)
+         step 2:  s1 scatter 0
+         step 3:  s1 layer 1 [0..8)
+         step 4:  s1 scatter 1 start lane 0 sample 1
+         step 5:  s2 layer 0 [0..32)  s1 +1
+         step 6:  s2 layer 0 [32..64)  s1 +1
+         step 7:  s2 scatter 0  s1 +1
+         step 8:  s2 layer 1 [0..32)  s1 +1
+         step 9:  s2 layer 1 [32..64)  s1 +1
+         step 10:  s2 scatter 1 gather 0 [0..64)  s1 +1
+         step 11:  s2 layer 0 [64..96)  s1 +1
+         step 12:  s2 layer 0 [96..100) scatter 0  s1 +1
+         step 13:  s2 gather 1 [0..64) layer 1 [64..100) scatter 1 start lane 1 sample 1",
+    );
+}
+
+#[test]
+fn choices_share_the_prompt_and_part_at_its_end() {
+    check(
+        exact(20, 4, 1.0),
+        |simulation| {
+            let mut request = complete(prompt(1, 20), 0, 2);
+            request.choices = 3;
+            simulation.submit(request).expect("there is room");
+            simulation.run();
+        },
+        "step 1:  s1 layer 0 [0..20) scatter 0 layer 1 [0..20) scatter 1 start lane 0  \
+         s2 copy 1 start lane 1  s3 copy 1 start lane 2  s1 sample 3
+         step 2:  s1 +1  s2 +1  s3 +1",
+    );
+}
+
+#[test]
+fn a_fork_indexes_its_parent_once_and_later_forks_share_it() {
+    check(
+        exact(60, 4, 1.0),
+        |simulation| {
+            let mut document = complete(prompt(1, 116), 0, 0);
+            document.hold = true;
+            let document = simulation.submit(document).expect("there is room");
+            simulation.run();
+            let parent = simulation.held(document)[0];
+            let fork = |feed, seed| Source::Fork { parent, tokens: prompt(seed, 3), feed };
+            for seed in 2..4 {
+                let request = Request::new(fork(Feed::Decode, seed), attention(3), 2);
+                simulation.submit(request).expect("there is room");
+            }
+            simulation.run();
+            let request = Request::new(fork(Feed::Prefill, 4), attention(1), 1);
+            simulation.submit(request).expect("there is room");
+            simulation.release(parent);
+            simulation.run();
+            simulation.check_empty();
+        },
+        "step 1:  s1 layer 0 [0..116) scatter 0 layer 1 [0..96)
+         step 2:  s1 layer 1 [96..116) scatter 1
+         step 3:  s2 index s1 layer 0 [0..48) index s1 layer 1 [0..48) copy 1 start lane 0
+         step 4:  s3 copy 1 start lane 1  s2 +1=227
+         step 5:  s2 +1=952  s3 +1=562
+         step 6:  s2 +1  s3 +1=730
+         step 7:  s2 +1  s3 +1
+         step 8:  s3 +1
+         step 9:  s4 index s1 layer 0 [0..80) index s1 layer 1 [0..80) copy 2 gather 0 [0..116) layer 0 [116..119) \
+         scatter 0 gather 1 [0..116) layer 1 [116..119) scatter 1 start lane 0 sample 1",
+    );
+}
+
+#[test]
+fn forced_tokens_come_first() {
+    check(
+        exact(20, 4, 1.0),
+        |simulation| {
+            let mut request = complete(prompt(1, 5), 0, 4);
+            request.forced = vec![7, 8, 9];
+            let id = simulation.submit(request).expect("there is room");
+            simulation.run();
+            let tokens = simulation.tokens(id, 0);
+            assert_eq!(tokens.iter().map(|token| token.token).take(3).collect::<Vec<_>>(), [7, 8, 9]);
+            assert_eq!(
+                tokens.iter().map(|token| token.logprob.is_some()).collect::<Vec<_>>(),
+                [false, true, true, true]
+            );
+        },
+        "step 1:  s1 layer 0 [0..5) scatter 0 layer 1 [0..5) scatter 1 start lane 0
+         step 2:  s1 +1=8
+         step 3:  s1 +1=9
+         step 4:  s1 +1",
+    );
+}
+
+#[test]
+fn an_abort_during_prefill_frees_everything_before_the_next_step() {
+    let mut simulation = Simulation::new(exact(60, 2, 0.001));
+    let id = simulation.submit(complete(prompt(1, 300), 1, 20)).expect("there is room");
+    simulation.step();
+    simulation.abort(id);
+    simulation.check_empty();
+    let end = &simulation.finished(id)[0];
+    assert_eq!(end.reason, FinishReason::Aborted(AbortReason::Caller));
+    assert!(!simulation.steps.scheduler.is_busy());
+}
+
+#[test]
+fn a_slow_reader_is_aborted_and_told_so() {
+    let mut simulation = Simulation::new(SimulatorConfig::new(60, 2));
+    let slow = simulation.submit_impatient(complete(prompt(1, 20), 1, 200), 10).expect("there is room");
+    let other = simulation.submit(complete(prompt(2, 20), 1, 200)).expect("there is room");
+    simulation.run();
+    assert_eq!(simulation.finished(slow)[0].reason, FinishReason::Aborted(AbortReason::SlowReader));
+    assert_eq!(simulation.finished(other)[0].reason, FinishReason::Length);
+    simulation.check_empty();
+}
+
+#[test]
+fn a_stop_string_ends_the_text_before_it() {
+    for steps_in_flight in [1, 2] {
+        let mut config = SimulatorConfig::new(60, 2);
+        config.steps_in_flight = steps_in_flight;
+        let mut simulation = Simulation::new(config);
+        let tokens = prompt(3, 20);
+        let whole: String =
+            naive::completion(&tokens, &[], &[], &backend::Sampling::default(), 40).into_iter().map(letter).collect();
+        let stop = whole[10..13].to_string();
+        let mut request = complete(tokens, 0, 40);
+        request.stop_strings = vec![stop.clone()];
+        let id = simulation.submit(request).expect("there is room");
+        simulation.run();
+        let before = &whole[..whole.find(&stop).expect("it was cut from there")];
+        assert_eq!(simulation.text(id, 0), before, "{steps_in_flight} in flight");
+        assert_eq!(simulation.finished(id)[0].reason, FinishReason::StopString);
+        simulation.check_empty();
+    }
+}
+
+/// A request's refusal, as people read it.
+fn check_refusal(request: Request, expected: &str) {
+    let mut config = SimulatorConfig::new(20, 2);
+    config.engine.max_model_len = 1000;
+    config.engine.max_queue = 1;
+    let mut simulation = Simulation::new(config);
+    let refusal = simulation.submit(request).expect_err("it can never run");
+    assert_eq!(refusal.to_string(), expected);
+    simulation.check_empty();
+}
+
+#[test]
+fn what_can_never_run_is_refused_with_both_sizes() {
+    check_refusal(
+        complete(prompt(1, 1001), 0, 10),
+        "the prompt has 1001 tokens and a sequence may have 1000, completion included: shorten the prompt or raise \
+         --max-model-len",
+    );
+    check_refusal(
+        complete(prompt(1, 200), 0, 10),
+        "the request needs 27 rows of KV memory (27 MiB) and the pool has 20 (20 MiB): raise --kv-memory, or ask for \
+         fewer tokens or choices",
+    );
+    let mut request = complete(prompt(1, 8), 0, 1);
+    request.choices = 3;
+    check_refusal(request, "3 choices were asked for and at most 2 sequences decode at once: raise --max-lanes");
+    let fork = Source::Fork { parent: SequenceId(77), tokens: vec![1], feed: Feed::Prefill };
+    let request = Request::new(fork, attention(0), 1);
+    check_refusal(request, "sequence s77 is not held: only a held sequence can be forked");
+    check_refusal(complete(Vec::new(), 0, 1), "the prompt has no tokens");
+}
+
+#[test]
+fn a_full_queue_refuses_and_goes_on() {
+    let mut config = SimulatorConfig::new(20, 1);
+    config.engine.max_queue = 2;
+    let mut simulation = Simulation::new(config);
+    let results: Vec<Result<RequestId, Refusal>> =
+        (0..5).map(|seed| simulation.submit(complete(prompt(seed, 10), 0, 5))).collect();
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 3, "one on the lane, two in the queue");
+    assert_eq!(results[4], Err(Refusal::QueueFull { max_queue: 2 }));
+    simulation.run();
+    simulation.check_empty();
+    assert!(simulation.submit(complete(prompt(9, 10), 0, 5)).is_ok());
+    simulation.run();
+}
+
+#[test]
+fn answers_say_what_ran() {
+    let mut simulation = Simulation::new(SimulatorConfig::new(200, 4));
+    let mut short = complete(prompt(1, 100), 3, 3);
+    short.attention.selection.min_context = 2048;
+    let ids = [short, complete(prompt(2, 500), 3, 3), complete(prompt(3, 50), 0, 3)]
+        .map(|request| simulation.submit(request).expect("there is room"));
+    simulation.run();
+    let said = ids.map(|id| simulation.finished(id)[0].attention.to_string());
+    assert_eq!(said[0], "dense: below min-context (102 tokens)");
+    assert_eq!(said[1], "sketch at 10.00 %: 118 of 502 tokens exact");
+    assert_eq!(said[2], "dense (52 tokens)");
+}
