@@ -117,6 +117,10 @@ impl CostModel {
             let believed =
                 if self.seen[kind] < 1.0 { surprise } else { surprise.clamp(1.0 / SURPRISE_MAX, SURPRISE_MAX) };
             self.seconds[kind] = (self.seconds[kind] * (1.0 + rate * (believed - 1.0))).max(1e-15);
+            if self.seen[kind] < 1.0 && 0.0 < amount {
+                // No kind takes longer than all of them together.
+                self.seconds[kind] = self.seconds[kind].min(measured / amount);
+            }
             self.seen[kind] = (self.seen[kind] + share).min(1.0);
         }
     }

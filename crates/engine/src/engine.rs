@@ -101,7 +101,7 @@ impl Engine {
         self.send(id, request, sink).map(|()| id)
     }
 
-    /// Ends a request wherever it is; one that is unknown or has ended is no error.
+    /// Ends a request wherever it is, and lets go what it holds; one that is unknown is no error.
     pub fn abort(&self, request: RequestId) {
         let _ = self.messages.send(Message::Abort(request));
     }

@@ -9,7 +9,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// The events of one request, in order. Dropping it aborts the request, wherever it is.
+/// The events of one request, in order. Dropping it before its last event aborts the request, wherever it is, and lets
+/// go what it holds.
 pub struct RequestHandle {
     id: RequestId,
     events: Receiver<Event>,

@@ -55,7 +55,7 @@ pub struct Request {
     pub source: Source,
     /// How it decodes.
     pub attention: Attention,
-    /// How its tokens are chosen; choice `i` draws with `Sampling::choice` = `i`.
+    /// How its tokens are chosen; choice `i` draws with `i` added to `Sampling::choice`.
     pub sampling: Sampling,
     /// Tokens of a completion at most; 0 prefills only. Lowered to what `max_model_len` leaves.
     pub max_tokens: usize,

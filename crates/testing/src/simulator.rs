@@ -19,8 +19,8 @@ pub use noise::Noise;
 use backend::AlgorithmId;
 use engine::outbox::{Delivered, EventSink, TextFactory, TextStream};
 use engine::{
-    Attention, EngineConfig, Event, Finished, Outbox, Progress, Refusal, Request, RequestId, Scheduler, Source, Steps,
-    TokenEvent,
+    Attention, Engine, EngineConfig, Event, Finished, Outbox, Progress, Refusal, Request, RequestId, Scheduler, Source,
+    Steps, TokenEvent,
 };
 use fake::{FakeForward, FakeRuntime};
 use kv::{Selection, SequenceId, TokenId};
@@ -39,6 +39,8 @@ pub struct SimulatorConfig {
     pub steps_in_flight: usize,
     /// What things take.
     pub costs: Costs,
+    /// Decode steps after which the device is lost.
+    pub lost_after: Option<u64>,
     /// For the costs' jitter.
     pub seed: u64,
 }
@@ -106,20 +108,36 @@ impl SimulatorConfig {
     pub fn new(pool_rows: usize, max_lanes: usize) -> Self {
         let mut engine = EngineConfig::new(pool_rows, 1 << 20, 1 << 17);
         engine.max_lanes = max_lanes;
-        SimulatorConfig { engine, layers: 2, steps_in_flight: 1, costs: Costs::default(), seed: 0 }
+        SimulatorConfig { engine, layers: 2, steps_in_flight: 1, costs: Costs::default(), lost_after: None, seed: 0 }
     }
+}
+
+impl SimulatorConfig {
+    /// The engine with its thread and in real time, over the made-up device.
+    pub fn start(self) -> Engine {
+        let (_, runtime, forward) = self.parts();
+        Engine::start(runtime, forward, algorithms(), Some(letters()), self.engine)
+    }
+
+    fn parts(&self) -> (Arc<Device>, Arc<FakeRuntime>, Arc<FakeForward>) {
+        let (rows, lanes) = (self.engine.pool_rows, self.engine.max_lanes);
+        let device = Arc::new(Device::new(rows, self.layers, lanes, self.costs, self.seed));
+        let runtime = Arc::new(FakeRuntime::new(device.clone(), self.steps_in_flight, self.lost_after));
+        let forward = Arc::new(FakeForward::new(device.clone()));
+        (device, runtime, forward)
+    }
+}
+
+fn letters() -> TextFactory {
+    Arc::new(|| Box::new(Letters))
 }
 
 impl Simulation {
     /// A day at its morning.
     pub fn new(config: SimulatorConfig) -> Self {
-        let rows = config.engine.pool_rows;
-        let device = Arc::new(Device::new(rows, config.layers, config.engine.max_lanes, config.costs, config.seed));
+        let (device, runtime, forward) = config.parts();
         let scheduler = Scheduler::new(config.engine, algorithms(), config.layers);
-        let runtime = Arc::new(FakeRuntime::new(device.clone(), config.steps_in_flight));
-        let forward = Arc::new(FakeForward::new(device.clone()));
-        let texts: TextFactory = Arc::new(|| Box::new(Letters));
-        let mut steps = Steps::new(scheduler, Outbox::new(Some(texts)), runtime, forward, device.clone());
+        let mut steps = Steps::new(scheduler, Outbox::new(Some(letters())), runtime, forward, device.clone());
         let trace = Arc::new(Mutex::new(Vec::new()));
         let lines = trace.clone();
         steps.set_trace(Box::new(move |plan| lines.lock().expect("one thread").push(plan.to_string())));

@@ -312,13 +312,13 @@ fn decode_goes_on_between_units_and_a_long_prompt_takes_several_passes() {
          step 4:  s1 scatter 1 start lane 0 sample 1
          step 5:  s2 layer 0 [0..32)  s1 +1
          step 6:  s2 layer 0 [32..64)  s1 +1
-         step 7:  s2 scatter 0  s1 +1
-         step 8:  s2 layer 1 [0..32)  s1 +1
-         step 9:  s2 layer 1 [32..64)  s1 +1
-         step 10:  s2 scatter 1 gather 0 [0..64)  s1 +1
-         step 11:  s2 layer 0 [64..96)  s1 +1
-         step 12:  s2 layer 0 [96..100) scatter 0  s1 +1
-         step 13:  s2 gather 1 [0..64) layer 1 [64..100) scatter 1 start lane 1 sample 1",
+         step 7:  s2 scatter 0 layer 1 [0..32)  s1 +1
+         step 8:  s2 layer 1 [32..64)  s1 +1
+         step 9:  s2 scatter 1 gather 0 [0..64)  s1 +1
+         step 10:  s2 layer 0 [64..96)  s1 +1
+         step 11:  s2 layer 0 [96..100) scatter 0 gather 1 [0..64) layer 1 [64..100) scatter 1 \
+         start lane 1 sample 1  s1 +1
+         step 12:  s1 +1",
     );
 }
 
@@ -394,6 +394,72 @@ fn forced_tokens_come_first() {
          step 3:  s1 +1=9
          step 4:  s1 +1",
     );
+}
+
+#[test]
+fn a_short_prompt_overtakes_a_long_one_that_is_open() {
+    check(
+        {
+            let mut config = exact(200, 3, 0.004);
+            config.layers = 3;
+            config
+        },
+        |simulation| {
+            let long = simulation.submit(complete(prompt(1, 1000), 0, 1)).expect("there is room");
+            for step in 0..6 {
+                if step == 3 {
+                    simulation.submit(complete(prompt(2, 40), 0, 1)).expect("there is room");
+                }
+                simulation.step();
+            }
+            simulation.abort(long);
+            simulation.run();
+        },
+        "step 1:  s1 layer 0 [0..32)
+         step 2:  s1 layer 0 [32..64)
+         step 3:  s1 layer 0 [64..128)
+         step 4:  s2 layer 0 [0..40) scatter 0 layer 1 [0..40) scatter 1
+         step 5:  s2 layer 2 [0..32)
+         step 6:  s2 layer 2 [32..40) scatter 2 start lane 1 sample 1",
+    );
+}
+
+#[test]
+fn a_long_prompt_is_overtaken_but_not_for_ever() {
+    let mut config = SimulatorConfig::new(2000, 8);
+    config.engine.unit_seconds = 0.01;
+    let mut simulation = Simulation::new(config);
+    let long = simulation.submit(complete(prompt(1, 4000), 0, 1)).expect("there is room");
+    let mut seed = 2;
+    while simulation.finished(long).is_empty() {
+        // Always three shorter prompts beside it.
+        while simulation.steps.scheduler.metrics().prefilling_sequences < 4 {
+            simulation.submit(complete(prompt(seed, 400), 0, 1)).expect("there is room");
+            seed += 1;
+        }
+        simulation.step();
+        assert!(seed < 300, "{seed} prompts have overtaken it");
+    }
+    assert!(10 < seed, "shorter prompts go first: {seed}");
+    simulation.run();
+    simulation.check_empty();
+}
+
+#[test]
+fn an_abort_lets_go_what_the_request_holds() {
+    let mut simulation = Simulation::new(SimulatorConfig::new(60, 2));
+    let mut request = complete(prompt(1, 30), 1, 3);
+    (request.hold, request.choices) = (true, 2);
+    let id = simulation.submit(request).expect("there is room");
+    simulation.run();
+    assert_eq!(simulation.held(id).len(), 2);
+    let fork = Source::Fork { parent: simulation.held(id)[0], tokens: vec![1, 2], feed: Feed::Decode };
+    let fork = simulation.submit(Request::new(fork, attention(3), 4)).expect("there is room");
+    simulation.step();
+    simulation.abort(id);
+    simulation.run();
+    assert_eq!(simulation.finished(fork)[0].reason, FinishReason::Length, "a running fork keeps its parent's rows");
+    simulation.check_empty();
 }
 
 #[test]

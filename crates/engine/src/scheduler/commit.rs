@@ -4,6 +4,7 @@ use super::Scheduler;
 use crate::event::{AbortReason, AttentionUsed, FinishReason, Usage};
 use crate::plan::{Plan, PrefillEnd};
 use crate::request::RequestId;
+use crate::sequence::Phase;
 use backend::{LaneOutput, StepOutput};
 use kv::{SequenceId, TokenId};
 
@@ -213,9 +214,13 @@ impl Scheduler {
         notices
     }
 
-    /// Ends a request wherever it is: waiting, during prefill, or while it decodes.
+    /// Ends a request wherever it is: waiting, during prefill, or while it decodes. What it holds goes too: its caller
+    /// may never have learned of it.
     pub fn abort(&mut self, id: RequestId, reason: AbortReason) -> Vec<Notice> {
-        let mut notices = Vec::new();
+        let held = self.sequences.values().filter(|sequence| sequence.request == id);
+        let held: Vec<SequenceId> =
+            held.filter(|sequence| matches!(sequence.phase, Phase::Held)).map(|sequence| sequence.id).collect();
+        let mut notices: Vec<Notice> = held.into_iter().flat_map(|sequence| self.release(sequence)).collect();
         let Some(group) = self.requests.get(&id) else { return notices };
         let (request, alive) = (group.request.clone(), group.alive.clone());
         if let Some(at) = self.waiting.iter().position(|&waiting| waiting == id) {

@@ -202,7 +202,7 @@ impl Scheduler {
         let (sequence, request) = (&self.sequences[&id], self.request_of(id));
         let penalised = request.sampling.repetition_penalty != 1.0;
         let mut sampling = request.sampling.clone();
-        sampling.choice = sequence.choice;
+        sampling.choice += sequence.choice;
         LaneStart {
             lane: self.lane_of(id),
             algorithm: request.attention.algorithm,

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex};
 pub(super) struct FakeRuntime {
     device: Arc<Device>,
     steps_in_flight: usize,
+    /// Decode steps after which the device is lost.
+    lost_after: Option<u64>,
     outputs: Mutex<Outputs>,
 }
 
@@ -27,8 +29,8 @@ pub(super) struct FakeForward {
 }
 
 impl FakeRuntime {
-    pub(super) fn new(device: Arc<Device>, steps_in_flight: usize) -> Self {
-        FakeRuntime { device, steps_in_flight, outputs: Mutex::default() }
+    pub(super) fn new(device: Arc<Device>, steps_in_flight: usize, lost_after: Option<u64>) -> Self {
+        FakeRuntime { device, steps_in_flight, lost_after, outputs: Mutex::default() }
     }
 }
 
@@ -99,6 +101,9 @@ impl Runtime for FakeRuntime {
     }
 
     fn collect(&self, ticket: Ticket) -> Result<StepOutput, BackendError> {
+        if self.lost_after.is_some_and(|steps| steps < ticket.0) {
+            return Err(BackendError::DeviceLost("made up".to_string()));
+        }
         Ok(self.outputs.lock().expect("one thread").steps.remove(&ticket.0).expect("a ticket is collected once"))
     }
 
