@@ -3,6 +3,7 @@
 mod bundled;
 mod chat;
 mod config;
+mod generation;
 mod gguf;
 mod gguf_writer;
 mod refusals;
