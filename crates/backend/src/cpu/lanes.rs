@@ -36,14 +36,21 @@ pub struct Lanes {
     lanes: Vec<Option<Lane>>,
     /// Lanes of the step in work, ascending: row `i` of its buffers is lane `active[i]`.
     pub active: Vec<LaneId>,
-    /// What `sample` produced in the step (or prefill) in work.
+    /// What `sample` produced in the step in work.
     pub output: Vec<LaneOutput>,
+    /// What it produced at the ends of prefills that are not collected yet.
+    pub prefill_output: Vec<LaneOutput>,
 }
 
 impl Lanes {
     /// `count` empty lanes.
     pub fn new(count: usize) -> Self {
-        Lanes { lanes: (0..count).map(|_| None).collect(), active: Vec::new(), output: Vec::new() }
+        Lanes {
+            lanes: (0..count).map(|_| None).collect(),
+            active: Vec::new(),
+            output: Vec::new(),
+            prefill_output: Vec::new(),
+        }
     }
 
     /// See `Runtime::start_lane`.

@@ -165,7 +165,7 @@ impl Runtime for CpuRuntime {
     }
 
     fn collect_prefill(&self) -> Result<StepOutput, BackendError> {
-        Ok(StepOutput { lanes: std::mem::take(&mut self.lanes_mut().output) })
+        Ok(StepOutput { lanes: std::mem::take(&mut self.lanes_mut().prefill_output) })
     }
 
     fn steps_in_flight(&self) -> usize {

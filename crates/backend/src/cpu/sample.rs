@@ -34,7 +34,6 @@ pub(super) fn sample(rt: &CpuRuntime, logits: View<'_>, target: SampleTarget<'_>
         output.exact_tokens = if prefill { lane.len } else { lane.selection.exact_tokens(lane.len) };
         *outputs[i].lock().expect("one task has it") = Some(output);
     });
-    lanes.output.clear();
     for output in outputs {
         let output = output.into_inner().expect("no task panicked").expect("every task ran");
         let lane = lanes.lane_mut(output.lane);
@@ -44,7 +43,10 @@ pub(super) fn sample(rt: &CpuRuntime, logits: View<'_>, target: SampleTarget<'_>
         if let Some(count) = lane.counts.get_mut(output.token as usize) {
             *count += 1;
         }
-        lanes.output.push(output);
+        match prefill {
+            true => lanes.prefill_output.push(output),
+            false => lanes.output.push(output),
+        }
     }
 }
 
