@@ -24,6 +24,7 @@ impl Decoder {
             let q = |row| self.unit.layer.q.from_row(row);
             if layer + 1 < self.config.layers {
                 self.attend_and_feed(runtime, pass, layer, stride.start, stride.len(), q(0));
+                self.settle(runtime, pass, stride);
             } else if pass.last_pass && stride.end == pass.first + pass.tokens.len() {
                 self.attend_and_feed(runtime, pass, layer, stride.end - 1, 1, q(stride.len() - 1));
             }
@@ -48,6 +49,15 @@ impl Decoder {
         }
         let target = KvTarget::Staging { staging, first: stride.start };
         self.project(runtime, layer, Batch::Tokens(stride.len()), x, None, target, &self.unit.layer);
+    }
+
+    /// Adds the MLP's output to the residual stream: the next layer comes when other strides have used the buffer. (The
+    /// norm that the op makes beside it is not used; an op of its own would save nothing that can be measured.)
+    fn settle(&self, runtime: &dyn Runtime, pass: &PassView<'_>, stride: Range<usize>) {
+        let x = self.passes[pass.slot].x.from_row(stride.start - pass.first);
+        let (delta, normed) = ((&self.unit.layer.delta).into(), (&self.unit.layer.normed).into());
+        let norm = &self.weights.norm;
+        runtime.add_norm(Batch::Tokens(stride.len()), x, Some(delta), norm, self.config.norm_eps, normed);
     }
 
     /// Attention and MLP of `n` tokens from position `first` on, whose queries are `q`.
