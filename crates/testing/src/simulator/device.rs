@@ -5,6 +5,7 @@ use super::noise::Noise;
 use backend::{AlgorithmId, LaneOutput, LaneStart, RowCopy, RowDelta, RowTableKind, StepInput, StepKey, StepOutput};
 use engine::{PASSES_MAX, PassView};
 use kv::{LaneId, PAGE_TOKENS, RowId, TokenId};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
 
@@ -51,6 +52,9 @@ struct State {
     lanes: Vec<Option<Lane>>,
     /// First tokens that were drawn and not collected.
     sampled: Option<StepOutput>,
+    /// Lanes of launched steps that are not collected, and the row that each writes: pushed by `decode`, popped by
+    /// `collected`.
+    in_flight: VecDeque<Vec<(LaneId, RowId)>>,
 }
 
 /// One pass's buffers.
@@ -87,6 +91,7 @@ impl Device {
             staging: Default::default(),
             lanes: vec![None; lanes],
             sampled: None,
+            in_flight: VecDeque::new(),
         };
         Device { layers, costs, state: Mutex::new(state) }
     }
@@ -99,6 +104,7 @@ impl Device {
         let mut state = self.lock();
         for copy in copies {
             let (kv, summary) = (self.layers * PAGE_TOKENS, self.layers * SUMMARY_TOKENS_MAX);
+            state.check_unused(copy.target);
             let (source, target) = (copy.source.at(), copy.target.at());
             state.kv.copy_within(source * kv..(source + 1) * kv, target * kv);
             state.summaries.copy_within(source * summary..(source + 1) * summary, target * summary);
@@ -109,6 +115,8 @@ impl Device {
     pub(super) fn start_lane(&self, start: &LaneStart) {
         let mut state = self.lock();
         assert_eq!(start.kv_rows.len(), start.len.div_ceil(PAGE_TOKENS), "{}: a table of whole pages", start.lane);
+        let in_use = state.in_flight.iter().flatten().any(|(lane, _)| *lane == start.lane);
+        assert!(!in_use, "{} is started while a step in flight uses it", start.lane);
         let lane = Lane { start: start.clone(), len: start.len, token: start.token, steps: 0 };
         self.check_lane(&state, &lane);
         state.lanes[start.lane.at()] = Some(lane);
@@ -154,6 +162,7 @@ impl Device {
         assert_eq!((staging.layer, staging.done), (layer, end), "a layer is scattered when it is done");
         let tags = staging.tags[pass.first..].to_vec();
         for (at, tag) in (pass.first..end).zip(tags) {
+            state.check_unused(pass.kv_rows[at / PAGE_TOKENS]);
             let place = self.kv_place(pass.kv_rows[at / PAGE_TOKENS], layer, at);
             state.kv[place] = tag;
         }
@@ -210,10 +219,18 @@ impl Device {
         assert!(!input.active.is_empty() && input.active.len() <= key.bucket, "a bucket holds the active lanes");
         assert!(input.rows.iter().all(|delta| input.active.contains(&delta.lane)), "rows of lanes that decode");
         assert!(input.forced.iter().all(|(lane, _)| input.active.contains(lane)), "tokens of lanes that decode");
+        input.rows.iter().for_each(|delta| state.check_unused(delta.row));
         let outputs = input.active.iter().map(|&lane| self.decode_lane(&mut state, key, input, lane)).collect();
+        let written = input.active.iter().map(|&lane| (lane, state.written_row(lane))).collect();
+        state.in_flight.push_back(written);
         let lanes = self.costs.lane * input.active.len() as f64;
         self.spend(&mut state, self.costs.decode + lanes);
         StepOutput { lanes: outputs }
+    }
+
+    /// The oldest step in flight is collected.
+    pub(super) fn collected(&self) {
+        self.lock().in_flight.pop_front().expect("a launched step is collected once");
     }
 
     fn decode_lane(&self, state: &mut State, key: StepKey, input: &StepInput, id: LaneId) -> LaneOutput {
@@ -309,6 +326,19 @@ impl Device {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("one thread")
+    }
+}
+
+impl State {
+    /// A row that is handed out is written by no step in flight.
+    fn check_unused(&self, row: RowId) {
+        let used = self.in_flight.iter().flatten().any(|(_, written)| *written == row);
+        assert!(!used, "{row} is handed out while a step in flight writes it");
+    }
+
+    fn written_row(&self, lane: LaneId) -> RowId {
+        let lane = self.lanes[lane.at()].as_ref().expect("it has decoded");
+        lane.start.kv_rows[(lane.len - 1) / PAGE_TOKENS]
     }
 }
 

@@ -104,6 +104,7 @@ impl Runtime for FakeRuntime {
         if self.lost_after.is_some_and(|steps| steps < ticket.0) {
             return Err(BackendError::DeviceLost("made up".to_string()));
         }
+        self.device.collected();
         Ok(self.outputs.lock().expect("one thread").steps.remove(&ticket.0).expect("a ticket is collected once"))
     }
 
