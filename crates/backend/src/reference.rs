@@ -7,9 +7,16 @@ pub mod real;
 
 pub mod attend;
 pub mod elementwise;
+pub mod estimate;
 pub mod gemm;
+pub mod group_reduce;
 pub mod merge;
+pub mod pool_mean;
 pub mod qkv_append;
+pub mod rotate_code;
 pub mod sample;
+pub mod score_codes;
+pub mod score_dot;
+pub mod topk;
 
 pub use real::Real;

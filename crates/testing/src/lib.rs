@@ -7,3 +7,5 @@ pub mod golden_run;
 pub mod solo;
 
 pub mod simulator;
+
+pub mod conformance;

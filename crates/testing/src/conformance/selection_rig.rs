@@ -1,0 +1,351 @@
+//! Lanes with random keys and values, the data beside them, and ways to run selection ops over them.
+
+use super::MakeBackend;
+use backend::sketch::SketchFrame;
+use backend::{
+    AlgorithmId, AlgorithmSet, Backend, Buffer, IndexUnits, LaneStart, Partial, Rope, Rotations, Runtime, RuntimeShape,
+    Sampling, StepInput, StepKey, Tensor, TensorData, View, Weight, WeightPart, WeightRole,
+};
+use half::bf16;
+use kv::selection::Selected;
+use kv::{Geometry, LaneId, PAGE_TOKENS, RowId, Selection, geometry};
+use std::sync::Arc;
+
+/// The layer under test, of two.
+pub const LAYER: usize = 1;
+
+/// Lanes of this algorithm are scored by mean keys, units of 8.
+pub const MEANS: AlgorithmId = AlgorithmId(1);
+
+/// Lanes of this algorithm are scored by codes, units of 48.
+pub const CODES: AlgorithmId = AlgorithmId(4);
+
+/// A selection for tests: no lower limits, a window of 10 tokens.
+pub fn selection(index_unit_tokens: usize, budget: f64) -> Selection {
+    Selection { index_unit_tokens, sink_tokens: 8, window_tokens: 10, budget, floor_tokens: 0, min_context: 0 }
+}
+
+/// Uniform numbers (splitmix64).
+pub struct Random(u64);
+
+impl Random {
+    /// The sequence of a seed.
+    pub fn new(seed: u64) -> Self {
+        Random(seed)
+    }
+
+    /// 64 bits.
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ z >> 31
+    }
+
+    /// Below `n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    /// Near enough to normal: mean 0, deviation 1.
+    pub fn normal(&mut self) -> f32 {
+        let sum: f64 = (0..6).map(|_| self.next() as f64 / 2.0_f64.powi(64)).sum();
+        ((sum - 3.0) * 2.0_f64.sqrt()) as f32
+    }
+}
+
+/// A lane as it will be in its step: `len` with the step's token included.
+#[derive(Clone)]
+pub struct RigLane {
+    /// Its number.
+    pub lane: LaneId,
+    /// Whose ops serve it.
+    pub algorithm: AlgorithmId,
+    /// Which pages it selects.
+    pub selection: Selection,
+    /// Tokens in rows.
+    pub len: usize,
+    /// KV row table.
+    pub kv_rows: Vec<RowId>,
+    /// Summary row table, one row for every page: enough for any form.
+    pub summary_rows: Vec<RowId>,
+    /// Keys in bf16, `[kv_heads][len][d]`.
+    pub keys: Vec<f32>,
+    /// Values in bf16, `[kv_heads][len][d]`.
+    pub values: Vec<f32>,
+}
+
+/// What a rig is made of.
+#[derive(Clone, Debug)]
+pub struct RigSpec {
+    /// Head size.
+    pub head_dim: usize,
+    /// KV heads.
+    pub kv_heads: usize,
+    /// Query heads of each.
+    pub group: usize,
+    /// Algorithm, selection and length of each lane.
+    pub lanes: Vec<(AlgorithmId, Selection, usize)>,
+    /// Of the data.
+    pub seed: u64,
+    /// Threads.
+    pub threads: usize,
+}
+
+/// A runtime with lanes.
+pub struct Rig {
+    /// Memory and weights.
+    pub backend: Box<dyn Backend>,
+    /// The ops.
+    pub runtime: Arc<dyn Runtime>,
+    /// Layers, heads, head size.
+    pub geometry: Geometry,
+    /// Query heads.
+    pub q_heads: usize,
+    /// The lanes, ascending: lane `i` is row `i` of the step's buffers.
+    pub lanes: Vec<RigLane>,
+    /// Queries `[lanes, q_heads d]`.
+    pub q: Buffer,
+    /// The same, here.
+    pub queries: Vec<f32>,
+    /// `[kv_heads, d, d]`, for keys and values.
+    pub rotations: [Weight; 2],
+    /// The same, here.
+    pub rotation_elements: [Vec<f32>; 2],
+}
+
+impl Rig {
+    /// Random keys, values and queries in rows, and lanes that are one token short of their lengths.
+    pub fn new(make: MakeBackend<'_>, spec: &RigSpec) -> Self {
+        let backend = make(spec.threads);
+        let (d, heads, q_heads) = (spec.head_dim, spec.kv_heads, spec.kv_heads * spec.group);
+        let geometry = Geometry { layers: 2, kv_heads: heads, head_dim: d };
+        let longest = spec.lanes.iter().map(|(_, _, len)| *len).max().expect("a rig has lanes");
+        let pages: usize = spec.lanes.iter().map(|(_, _, len)| 2 * geometry::pages(*len)).sum();
+        let shape = RuntimeShape {
+            geometry,
+            q_heads,
+            vocab: 16,
+            pool_rows: pages + 1,
+            max_lanes: 2 * spec.lanes.len() + 1,
+            max_tokens: longest + 1,
+            rope: Rope { inv_freq: vec![1.0; d / 2], attention_factor: 1.0 },
+        };
+        let runtime = backend.runtime(&shape).expect("the rig's runtime fits");
+        let mut random = Random::new(spec.seed);
+        let mut rows = (0..pages as u32 + 1).rev().map(RowId);
+        let mut bf16s = |n: usize| -> Vec<f32> { (0..n).map(|_| bf16::from_f32(random.normal()).to_f32()).collect() };
+        let lanes = spec.lanes.iter().enumerate().map(|(i, (algorithm, selection, len))| RigLane {
+            lane: LaneId(2 * i as u16 + 1),
+            algorithm: *algorithm,
+            selection: *selection,
+            len: *len,
+            kv_rows: rows.by_ref().take(geometry::pages(*len)).collect(),
+            summary_rows: rows.by_ref().take(geometry::pages(*len)).collect(),
+            keys: bf16s(heads * len * d),
+            values: bf16s(heads * len * d),
+        });
+        let lanes: Vec<RigLane> = lanes.collect();
+        let queries: Vec<f32> = (0..lanes.len() * q_heads * d).map(|_| random.normal()).collect();
+        let q = backend.buffer("queries", lanes.len(), q_heads * d).expect("the rig's queries fit");
+        runtime.write(&q, &queries);
+        // Heads too small for the sketch get rotations that nobody uses.
+        let wide = d.max(SketchFrame::HEAD_DIM_LEAST);
+        let elements = sparse::default_rotation(wide);
+        // Keys and values are rotated differently, and every head by a matrix of its own: rows in another order.
+        let permuted = |by: usize| -> Vec<f32> {
+            let row = |head: usize, c: usize| (c * 5 + head * 3 + by) % wide;
+            (0..heads * wide).flat_map(|at| elements[row(at / wide, at % wide) * wide..][..wide].to_vec()).collect()
+        };
+        let rotation_elements = match wide.is_multiple_of(5) {
+            true => [elements.repeat(heads), elements.repeat(heads)],
+            false => [permuted(0), permuted(7)],
+        };
+        let rotations = rotation_elements
+            .clone()
+            .map(|elements| rotation(backend.as_ref(), Geometry { head_dim: wide, ..geometry }, elements));
+        let rig = Rig { backend, runtime, geometry, q_heads, lanes, q, queries, rotations, rotation_elements };
+        rig.write_rows();
+        rig.start();
+        rig
+    }
+
+    /// Writes keys and values of every lane to its rows.
+    pub fn write_rows(&self) {
+        let d = self.geometry.head_dim;
+        for lane in &self.lanes {
+            for (page, row) in lane.kv_rows.iter().enumerate() {
+                for head in 0..self.geometry.kv_heads {
+                    let mut frame = vec![bf16::ZERO; self.geometry.frame_elements()];
+                    for t in 0..PAGE_TOKENS.min(lane.len - page * PAGE_TOKENS) {
+                        let from = (head * lane.len + page * PAGE_TOKENS + t) * d;
+                        for c in 0..d {
+                            frame[t * d + c] = bf16::from_f32(lane.keys[from + c]);
+                            frame[(PAGE_TOKENS + t) * d + c] = bf16::from_f32(lane.values[from + c]);
+                        }
+                    }
+                    let bytes: Vec<u8> = frame.iter().flat_map(|x| x.to_le_bytes()).collect();
+                    self.runtime.write_frame(*row, LAYER, head, &bytes);
+                }
+            }
+        }
+    }
+
+    /// Puts every lane (again) one token before its length.
+    pub fn start(&self) {
+        for lane in &self.lanes {
+            self.start_at(lane, lane.len - 1);
+        }
+    }
+
+    /// Puts a lane at a length, with all its rows.
+    pub fn start_at(&self, lane: &RigLane, len: usize) {
+        self.runtime.start_lane(&LaneStart {
+            lane: lane.lane,
+            algorithm: lane.algorithm,
+            selection: lane.selection,
+            len,
+            token: Some(0),
+            kv_rows: lane.kv_rows.clone(),
+            summary_rows: lane.summary_rows.clone(),
+            sampling: Sampling::default(),
+            prompt: Vec::new(),
+        });
+    }
+
+    /// One step of every lane; its output is dropped.
+    pub fn step(&self, record: impl Fn(&dyn Runtime) + Sync) {
+        let active: Vec<LaneId> = self.lanes.iter().map(|lane| lane.lane).collect();
+        let algorithms = AlgorithmSet::default().with(MEANS).with(CODES);
+        let key = StepKey { bucket: active.len(), algorithms, measure_mass: false };
+        let input = StepInput { active, ..StepInput::default() };
+        let ticket = self.runtime.launch(key, &input, &mut || record(self.runtime.as_ref()));
+        self.runtime.collect(ticket).expect("the device works");
+    }
+
+    /// Runs an Index op over whole units of a lane: `units` token ranges.
+    pub fn index(&self, lane: &RigLane, ranges: &[(usize, usize)], op: impl Fn(&dyn Runtime, IndexUnits<'_>) + Sync) {
+        self.runtime.enqueue(&mut || {
+            for tokens in ranges {
+                let (kv_rows, summary_rows) = (&lane.kv_rows[..], &lane.summary_rows[..]);
+                op(self.runtime.as_ref(), IndexUnits::Rows { kv_rows, summary_rows, tokens: *tokens });
+            }
+        });
+    }
+
+    /// Codes every indexed token of the `CODES` lanes.
+    pub fn index_codes(&self) {
+        let [key, value] = &self.rotations;
+        for lane in self.lanes.iter().filter(|lane| lane.algorithm == CODES) {
+            let whole = (0, lane.selection.indexed_tokens(lane.len));
+            self.index(lane, &[whole], |rt, units| rt.rotate_code(CODES, LAYER, units, Rotations { key, value }));
+        }
+    }
+
+    /// The queries' view.
+    pub fn q(&self) -> View<'_> {
+        (&self.q).into()
+    }
+
+    /// Query `[d]` of a lane's head.
+    pub fn query(&self, lane: usize, q_head: usize) -> &[f32] {
+        let d = self.geometry.head_dim;
+        &self.queries[(lane * self.q_heads + q_head) * d..][..d]
+    }
+
+    /// Replaces the queries.
+    pub fn set_queries(&mut self, queries: Vec<f32>) {
+        self.runtime.write(&self.q, &queries);
+        self.queries = queries;
+    }
+
+    /// An empty partial for every lane, filled with numbers that no op may leave.
+    pub fn partial(&self) -> Partial {
+        let (rows, d) = (self.lanes.len(), self.geometry.head_dim);
+        let partial = Partial {
+            output: self.backend.buffer("outputs", rows, self.q_heads * d).expect("a partial fits"),
+            lse: self.backend.buffer("log-sum-exps", rows, self.q_heads).expect("a partial fits"),
+        };
+        self.runtime.write(&partial.output, &vec![7.5; rows * self.q_heads * d]);
+        self.runtime.write(&partial.lse, &vec![7.5; rows * self.q_heads]);
+        partial
+    }
+
+    /// Keys of a lane's head: `[len][d]`.
+    pub fn keys<'a>(&self, lane: &'a RigLane, head: usize) -> &'a [f32] {
+        let len = lane.len * self.geometry.head_dim;
+        &lane.keys[head * len..(head + 1) * len]
+    }
+
+    /// Values of a lane's head: `[len][d]`.
+    pub fn values<'a>(&self, lane: &'a RigLane, head: usize) -> &'a [f32] {
+        let len = lane.len * self.geometry.head_dim;
+        &lane.values[head * len..(head + 1) * len]
+    }
+
+    /// The bytes of a lane's summary frame.
+    pub fn summary(&self, lane: &RigLane, row: usize, head: usize) -> Vec<u8> {
+        self.runtime.read_frame(lane.summary_rows[row], LAYER, head)
+    }
+
+    /// Every summary frame of a lane.
+    pub fn summaries(&self, lane: &RigLane) -> Vec<Vec<u8>> {
+        let heads = self.geometry.kv_heads;
+        (0..lane.summary_rows.len() * heads).map(|at| self.summary(lane, at / heads, at % heads)).collect()
+    }
+
+    /// Fills every summary frame of every lane with a byte that no op may leave where it writes.
+    pub fn spoil_summaries(&self) {
+        for lane in &self.lanes {
+            for row in &lane.summary_rows {
+                for head in 0..self.geometry.kv_heads {
+                    self.runtime.write_frame(*row, LAYER, head, &vec![0x5a; self.geometry.page_bytes()]);
+                }
+            }
+        }
+    }
+
+    /// Candidates of a lane in its step, and k; none where all is exact.
+    pub fn candidates(&self, lane: &RigLane) -> Option<(std::ops::Range<usize>, usize)> {
+        match lane.selection.at(lane.len) {
+            Selected::AllExact => None,
+            Selected::Pages { sink, indexed, k } => Some((sink..indexed, k)),
+        }
+    }
+
+    /// The selected pages of a lane's head, from its page list.
+    pub fn selected(&self, lane: &RigLane, head: usize) -> Vec<usize> {
+        let Some((candidates, _)) = self.candidates(lane) else { return Vec::new() };
+        let page = |row: RowId| lane.kv_rows.iter().position(|r| *r == row).expect("a row of the lane");
+        let list = self.runtime.read_page_list(lane.lane, head);
+        list.iter().map(|entry| page(entry.row())).filter(|page| candidates.contains(page)).collect()
+    }
+}
+
+/// A prepared rotation `[kv_heads, d, d]`.
+pub fn rotation(backend: &dyn Backend, geometry: Geometry, elements: Vec<f32>) -> Weight {
+    let parts: [WeightPart<'_>; 1] = [WeightPart {
+        weight: Tensor {
+            name: "rotation".to_string(),
+            shape: vec![geometry.kv_heads, geometry.head_dim, geometry.head_dim],
+            data: TensorData::F32(elements.into()),
+        },
+        bias: None,
+    }];
+    backend.prepare_weight(WeightRole::Rotation, &parts).expect("the rotation is orthogonal")
+}
+
+/// The error rule of CONTRIBUTING.md: `got` is at most twice as far from `exact` (f64) as the plain f32 form is at its
+/// worst, plus `rounding`, what a result of this size loses by being written down once more.
+pub fn check_error(what: &str, got: &[f32], plain: &[f32], exact: &[f64]) {
+    assert!(got.len() == exact.len() && plain.len() == exact.len(), "{what}: {} of {}", got.len(), exact.len());
+    let largest = exact.iter().fold(0.0_f64, |a, x| a.max(x.abs()));
+    let error = |x: &[f32]| x.iter().zip(exact).fold(0.0_f64, |a, (x, y)| a.max((f64::from(*x) - y).abs()));
+    let bound = 2.0 * error(plain) + 4.0 * f64::from(f32::EPSILON) * largest;
+    let got_error = error(got);
+    assert!(
+        got_error <= bound,
+        "{what}: off by {got_error:e}, the rule allows {bound:e}; plain f32 {:e}",
+        error(plain)
+    );
+}

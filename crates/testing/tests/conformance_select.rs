@@ -1,0 +1,62 @@
+//! The CPU backend against the conformance suites of the selection ops, on every instruction set present.
+
+use backend::Backend;
+use backend::cpu::{CpuBackend, CpuOptions, Isa};
+use testing::conformance;
+
+fn each_isa(suite: impl Fn(conformance::MakeBackend<'_>)) {
+    let mut sets = vec![Isa::Portable];
+    if Isa::detect() != Isa::Portable {
+        sets.push(Isa::detect());
+    }
+    for isa in sets {
+        suite(&|threads| -> Box<dyn Backend> {
+            Box::new(CpuBackend::new(CpuOptions { threads, isa }).expect("the instruction set is present"))
+        });
+    }
+}
+
+#[test]
+fn pool_mean() {
+    each_isa(conformance::pool_mean::pool_mean);
+}
+
+#[test]
+fn rotate_code() {
+    each_isa(conformance::rotate_code::rotate_code);
+}
+
+#[test]
+fn refused_rotations() {
+    each_isa(conformance::rotate_code::refused_rotations);
+}
+
+#[test]
+fn score_dot() {
+    each_isa(conformance::score_dot::score_dot);
+}
+
+#[test]
+fn score_codes() {
+    each_isa(conformance::score_codes::score_codes);
+}
+
+#[test]
+fn score_codes_exact_integers() {
+    each_isa(conformance::score_codes::exact_integers);
+}
+
+#[test]
+fn group_reduce() {
+    each_isa(conformance::group_reduce::group_reduce);
+}
+
+#[test]
+fn topk() {
+    each_isa(conformance::topk::topk);
+}
+
+#[test]
+fn estimate() {
+    each_isa(conformance::estimate::estimate);
+}
