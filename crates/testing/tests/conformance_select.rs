@@ -60,3 +60,8 @@ fn topk() {
 fn estimate() {
     each_isa(conformance::estimate::estimate);
 }
+
+#[test]
+fn attention_mass() {
+    each_isa(conformance::attention_mass::attention_mass);
+}

@@ -116,6 +116,16 @@ pub(super) fn bytes(frame: &[u16]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(frame.as_ptr().cast(), 2 * frame.len()) }
 }
 
+/// Copies 48 rows of codes to rows of `padded` bytes.
+pub(super) fn pad_rows(rows: &[u8], padded: usize, out: &mut Vec<u8>) {
+    let row_bytes = rows.len() / SKETCH_TOKENS;
+    out.clear();
+    out.resize(SKETCH_TOKENS * padded, 0);
+    for (row, out) in rows.chunks_exact(row_bytes).zip(out.chunks_exact_mut(padded)) {
+        out[..row_bytes].copy_from_slice(row);
+    }
+}
+
 /// Up to four query heads of a KV head, from row `row` of the workspace on, against one group.
 struct Chunk<'a> {
     rt: &'a CpuRuntime,
@@ -208,12 +218,7 @@ impl Kernel for Widen<'_> {
                 deviation[k * padded + j] = if inside { element(deviations + k * quarter + j) } else { 0.0 };
             }
         }
-        codes.resize(SKETCH_TOKENS * padded, 0);
-        let rows = &bytes(self.frame)[self.layout.key_codes()..self.layout.value_codes()];
-        for (row, out) in rows.chunks_exact(quarter).zip(codes.chunks_exact_mut(padded)) {
-            out[..quarter].copy_from_slice(row);
-            out[quarter..].fill(0);
-        }
+        pad_rows(&bytes(self.frame)[self.layout.key_codes()..self.layout.value_codes()], padded, codes);
     }
 }
 

@@ -153,11 +153,28 @@ pub trait Simd: Copy {
     /// # Safety
     /// See the trait: 32 bytes are written.
     unsafe fn store_rounded_i8(p: *mut i8, v: [Self::F; 4]);
-    /// Reads eight bytes; lane `j` of result `k` is the 2-bit field `k` of byte `j`, times `4^k`.
+    /// 32 bytes to memory.
     ///
     /// # Safety
     /// See the trait.
-    unsafe fn load_fields_f32(p: *const u8) -> [Self::F; 4];
+    unsafe fn store_bytes(p: *mut u8, v: Self::I);
+    /// Four bytes from memory, eight times.
+    ///
+    /// # Safety
+    /// See the trait.
+    unsafe fn load_four_bytes(p: *const u32) -> Self::I;
+    /// The two halves of `v` with their bytes alternating.
+    fn interleave_halves(v: Self::I) -> Self::I;
+    /// Bytes of `a` and `b` alternating: of the first eight of each half, then of the last eight of each half.
+    fn interleave(a: Self::I, b: Self::I) -> [Self::I; 2];
+    /// Rounds eight f32 to u16 and writes, for each pair of neighbours, their high bytes (even, odd, even, odd) to the
+    /// low half of a u64 of `high`, their low bytes likewise to `low`. What the high halves hold is left open.
+    ///
+    /// # Safety
+    /// See the trait: four u64 are written to each.
+    unsafe fn store_byte_pairs(high: *mut u64, low: *mut u64, v: Self::F);
+    /// `256 high + low` of sixteen u16 each: the first eight, the last eight.
+    fn join_u16(high: Self::I, low: Self::I) -> [Self::F; 2];
     /// Asks for the cache line of `p`, if the instruction set can; any address is fine.
     fn prefetch(p: *const u8);
 }
@@ -261,8 +278,8 @@ mod tests {
                     S::load_bytes_twice(self.weights.as_ptr().cast()),
                 ));
                 S::store(sums.as_mut_ptr(), S::sums_i32([v[0], v[1], v[2], v[3], one, one, v[0], v[1]]));
-                let f = S::load_fields_f32(self.bytes.as_ptr());
-                S::store_rounded_i8(rounded.as_mut_ptr(), f.map(|x| S::mul(x, S::splat(0.5))));
+                let f = [v[0], v[1], v[2], v[3]].map(|v| S::half_sums_i32([v; 4]));
+                S::store_rounded_i8(rounded.as_mut_ptr(), f.map(|x| S::mul(x, S::splat(1.0 / 512.0))));
             }
             (halves, sums, rounded)
         }
@@ -283,11 +300,64 @@ mod tests {
                 assert_eq!([halves[2 * k], halves[2 * k + 1]], [half(k, 0) as f32, half(k, 1) as f32]);
                 assert_eq!(sums[k], (half(k, 0) + half(k, 1)) as f32);
                 for j in 0..8 {
-                    let x = (field(j, k) << (2 * k)) as f32 * 0.5;
+                    let x = half(k, j % 2) as f32 / 512.0;
                     assert_eq!(f32::from(rounded[8 * k + j]), x.round_ties_even());
                 }
             }
             assert_eq!(sums[4], twice as f32);
+        }
+    }
+
+    struct Pairs {
+        bytes: [u8; 64],
+        weights: [f32; 8],
+    }
+
+    impl Kernel for Pairs {
+        type Output = ([u8; 96], [u64; 8], [f32; 16]);
+
+        #[inline(always)]
+        fn run<S: Simd>(self) -> Self::Output {
+            let (mut mixed, mut pairs, mut joined) = ([0; 96], [0; 8], [0.0; 16]);
+            // SAFETY: every pointer is to as many elements as the method reads or writes.
+            unsafe {
+                let (a, b) = (S::load_bytes(self.bytes.as_ptr()), S::load_bytes(self.bytes[32..].as_ptr()));
+                let [first, last] = S::interleave(a, b);
+                S::store_bytes(mixed.as_mut_ptr(), first);
+                S::store_bytes(mixed[32..].as_mut_ptr(), last);
+                S::store_bytes(mixed[64..].as_mut_ptr(), S::interleave_halves(a));
+                S::store_byte_pairs(pairs.as_mut_ptr(), pairs[4..].as_mut_ptr(), S::load(self.weights.as_ptr()));
+                let high = S::load_four_bytes(pairs.as_ptr().cast());
+                let [x, y] = S::join_u16(high, a);
+                S::store(joined.as_mut_ptr(), x);
+                S::store(joined[8..].as_mut_ptr(), y);
+            }
+            (mixed, pairs, joined)
+        }
+    }
+
+    #[test]
+    fn byte_methods_do_what_they_say() {
+        let bytes: [u8; 64] = std::array::from_fn(|i| (i * 37 + 11) as u8);
+        let weights = [0.0, 1.0, 255.0, 256.4, 65535.0, 0x1234 as f32, 0xfffe as f32 + 0.4, 300.0];
+        let (a, b) = (&bytes[..32], &bytes[32..]);
+        for isa in [Isa::Portable, Isa::detect()] {
+            let (mixed, pairs, joined) = isa.run(Pairs { bytes, weights });
+            for i in 0..32 {
+                let from = |start: usize| if i % 2 == 0 { a } else { b }[i / 16 * 16 + start + i % 16 / 2];
+                assert_eq!([mixed[i], mixed[32 + i]], [from(0), from(8)]);
+                assert_eq!(mixed[64 + i], a[i / 2 + 16 * (i % 2)]);
+            }
+            for pair in 0..4 {
+                let w = [weights[2 * pair].round() as u16, weights[2 * pair + 1].round() as u16].map(u16::to_le_bytes);
+                assert_eq!((pairs[pair] as u32).to_le_bytes(), [w[0][1], w[1][1], w[0][1], w[1][1]]);
+                assert_eq!((pairs[4 + pair] as u32).to_le_bytes(), [w[0][0], w[1][0], w[0][0], w[1][0]]);
+            }
+            for i in 0..16 {
+                let high = u16::from_le_bytes([weights[0] as u8, 0]);
+                let low = u16::from_le_bytes([a[2 * i], a[2 * i + 1]]);
+                assert_eq!(joined[i], 256.0 * f32::from(high) + f32::from(low));
+            }
         }
     }
 

@@ -336,12 +336,17 @@ pub fn rotation(backend: &dyn Backend, geometry: Geometry, elements: Vec<f32>) -
 }
 
 /// The error rule of CONTRIBUTING.md: `got` is at most twice as far from `exact` (f64) as the plain f32 form is at its
-/// worst, plus `rounding`, what a result of this size loses by being written down once more.
+/// worst, plus the rounding of a number of the largest result's size.
 pub fn check_error(what: &str, got: &[f32], plain: &[f32], exact: &[f64]) {
+    check_error_rounded(what, got, plain, exact, 0.0);
+}
+
+/// The same for an op whose definition rounds on the way: `rounding` is what that may cost.
+pub fn check_error_rounded(what: &str, got: &[f32], plain: &[f32], exact: &[f64], rounding: f64) {
     assert!(got.len() == exact.len() && plain.len() == exact.len(), "{what}: {} of {}", got.len(), exact.len());
     let largest = exact.iter().fold(0.0_f64, |a, x| a.max(x.abs()));
     let error = |x: &[f32]| x.iter().zip(exact).fold(0.0_f64, |a, (x, y)| a.max((f64::from(*x) - y).abs()));
-    let bound = 2.0 * error(plain) + 4.0 * f64::from(f32::EPSILON) * largest;
+    let bound = 2.0 * error(plain) + 4.0 * f64::from(f32::EPSILON) * largest + rounding;
     let got_error = error(got);
     assert!(
         got_error <= bound,

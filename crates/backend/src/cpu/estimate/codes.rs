@@ -2,15 +2,22 @@
 //!
 //! With p = e^(l - m), m the split's largest logit, and per token the value's mean and deviation:
 //! ```text
-//! y[c] = (sum p dev 0.996 code[c] + sum p (mean - 1.494 dev)) / sum p     rotated basis;   lse = m + ln sum p
+//! y[c] = (sum p mean + sum a (code[c] - 1.5)) / sum p,  a = 0.996 p dev     rotated basis;   lse = m + ln sum p
 //! ```
+//! Per group of 48 tokens, a is rounded to 16 bits: A = the group's largest a, a16 = round(a * (65535 / A)), ties to
+//! even, and `sum a (code - 1.5)` becomes `(A / 65535) (sum a16 code - 1.5 sum a16)`, integers exact in any order.
+//! Error: at most 48 * 1.5 / 2 / 65535 * A = 5.5e-4 A a channel and group, where the codes themselves are off by 0.34 a
+//! (root mean square) for the largest token alone.
+//!
 //! Skipped: a group of 48 tokens all of whose logits are more than 20.8 = 30 ln 2 below m. At most 8,192 tokens of
 //! 2^-30 of the largest token's weight each: the output moves by less than 2^-17 of the values' spread.
-//! Sums over codes are one chain of multiply-adds per channel, tokens ascending; the two sums without codes take
-//! token `j` of each page in lane `j` of eight, pages ascending, and add the lanes as [`Simd::sum`] does.
+//!
+//! Groups add up in ascending order; `sum p` and `sum p mean` take token `j` of each page in lane `j` of eight, pages
+//! ascending, and add the lanes as [`Simd::sum`] does.
 
-use super::super::score_codes::bytes;
+use super::super::score_codes::{bytes, pad_rows};
 use super::super::simd::{Kernel, Simd};
+use super::super::workspace::padded_row_bytes;
 use super::Part;
 use crate::sketch::{GROUP_PAGES, SketchFrame, THRESHOLD};
 use kv::PAGE_TOKENS;
@@ -20,8 +27,15 @@ use std::cell::RefCell;
 /// Logits this far below the largest weigh less than 2^-30 of it.
 const NEGLIGIBLE: f32 = 20.794_415;
 
+/// Adding and taking away 1.5 * 2^23 rounds to the nearest integer.
+const ROUND: f32 = 12_582_912.0;
+
+/// Pairs of tokens in a page and in a group.
+const PAGE_PAIRS: usize = PAGE_TOKENS / 2;
+const GROUP_PAIRS: usize = SKETCH_TOKENS / 2;
+
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { included: Vec::new(), most: Vec::new(), sums: Vec::new() }) };
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
 }
 
 /// Room for one part.
@@ -30,12 +44,32 @@ struct Scratch {
     included: Vec<u8>,
     /// `[heads][groups]`: largest included logit.
     most: Vec<f32>,
-    /// `[heads][4][padded row]`: sums over codes, times `4^k`.
+    /// `[heads][4][padded row]`: sums over codes.
     sums: Vec<f32>,
+    /// `[heads]`: sum of p; sum of p mean; each in eight lanes.
+    totals: Vec<[[f32; 8]; 2]>,
+    /// `[48][padded row]`: a group's rows, where they need padding.
+    rows: Vec<u8>,
+    /// `[pairs][units][4][32]`: a group's codes, two tokens alternating, field by field.
+    fields: Vec<u8>,
+}
+
+impl Scratch {
+    const fn new() -> Self {
+        Scratch {
+            included: Vec::new(),
+            most: Vec::new(),
+            sums: Vec::new(),
+            totals: Vec::new(),
+            rows: Vec::new(),
+            fields: Vec::new(),
+        }
+    }
 }
 
 /// Writes the partial of every query head of the part.
 pub(super) fn estimate(part: &Part<'_>) {
+    let (rt, layout) = (part.rt, SketchFrame { head_dim: part.rt.shape.geometry.head_dim });
     SCRATCH.with_borrow_mut(|scratch| {
         let first = part.pages.start / GROUP_PAGES;
         let groups = part.pages.end.div_ceil(GROUP_PAGES) - first;
@@ -44,185 +78,270 @@ pub(super) fn estimate(part: &Part<'_>) {
         for page in part.pages.clone().filter(|page| !part.is_selected(*page)) {
             scratch.included[page / GROUP_PAGES - first] |= 1 << (page % GROUP_PAGES);
         }
-        let rows = part.rows();
-        let mut row = rows.start;
-        while row < rows.end {
-            row += match rows.end - row {
-                1 => estimate_heads::<1>(part, first, row, scratch),
-                _ => estimate_heads::<2>(part, first, row, scratch),
-            };
+        let heads = part.rows().len();
+        let width = padded_row_bytes(layout.head_dim);
+        scratch.most.clear();
+        scratch.sums.clear();
+        scratch.sums.resize(heads * 4 * width, 0.0);
+        scratch.totals.clear();
+        scratch.totals.resize(heads, [[0.0; 8]; 2]);
+        let logits = |row: usize| &rt.work.token_logits.all()[row * rt.work.max_tokens + first * SKETCH_TOKENS..];
+        for row in part.rows() {
+            rt.isa.run(LargestLogits { logits: logits(row), included: &scratch.included, most: &mut scratch.most });
+        }
+        let largest =
+            |h: usize, most: &[f32]| most[h * groups..(h + 1) * groups].iter().copied().fold(f32::MIN, f32::max);
+        let largest: Vec<f32> = (0..heads).map(|h| largest(h, &scratch.most)).collect();
+        for g in 0..groups {
+            let counts = |h: &usize| scratch.most[h * groups + g] >= largest[*h] - NEGLIGIBLE;
+            if scratch.included[g] == 0 || !(0..heads).any(|h| counts(&h)) {
+                continue;
+            }
+            let frame = rt.frame(part.lane.summary_rows[first + g], part.layer, part.head);
+            rt.isa.run(Interleave { frame, layout, rows: &mut scratch.rows, fields: &mut scratch.fields });
+            for h in 0..heads {
+                if scratch.most[h * groups + g] >= largest[h] - NEGLIGIBLE {
+                    rt.isa.run(AddGroup {
+                        layout,
+                        frame,
+                        fields: &scratch.fields,
+                        included: scratch.included[g],
+                        logits: &logits(part.rows().start + h)[g * SKETCH_TOKENS..(g + 1) * SKETCH_TOKENS],
+                        largest: largest[h],
+                        sums: &mut scratch.sums[h * 4 * width..(h + 1) * 4 * width],
+                        totals: &mut scratch.totals[h],
+                    });
+                }
+            }
+        }
+        for (h, row) in part.rows().enumerate() {
+            let sums = &scratch.sums[h * 4 * width..(h + 1) * 4 * width];
+            let partial = part.partial(row);
+            rt.isa.run(Finish { sums, totals: &scratch.totals[h], largest: largest[h], partial });
         }
     });
 }
 
-/// Writes the partials of `H` query heads from workspace row `row` on; returns `H`.
-fn estimate_heads<const H: usize>(part: &Part<'_>, first: usize, row: usize, scratch: &mut Scratch) -> usize {
-    let rt = part.rt;
-    let logits: [&[f32]; H] = std::array::from_fn(|h| {
-        let tokens = &rt.work.token_logits.all()[(row + h) * rt.work.max_tokens..][..rt.work.max_tokens];
-        &tokens[first * SKETCH_TOKENS..(first + scratch.included.len()) * SKETCH_TOKENS]
-    });
-    let partials: [&mut [f32]; H] = std::array::from_fn(|h| part.partial(row + h));
-    let layout = SketchFrame { head_dim: rt.shape.geometry.head_dim };
-    let frame = |g: usize| bytes(rt.frame(part.lane.summary_rows[first + g], part.layer, part.head)).as_ptr();
-    rt.isa.run(Heads { layout, frame, logits, partials, scratch });
-    H
+/// Pages of `0..6` whose bit is set.
+#[inline(always)]
+fn pages_of(included: u8) -> impl Iterator<Item = usize> {
+    (0..GROUP_PAGES).filter(move |page| included >> page & 1 == 1)
 }
 
-/// `H` query heads over the groups of one split; `frame(g)` points to group `g`'s frame.
-struct Heads<'a, F: Fn(usize) -> *const u8, const H: usize> {
+/// Appends the largest included logit of every group (f32::MIN for none).
+struct LargestLogits<'a> {
+    logits: &'a [f32],
+    included: &'a [u8],
+    most: &'a mut Vec<f32>,
+}
+
+impl Kernel for LargestLogits<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        for (logits, included) in self.logits.chunks_exact(SKETCH_TOKENS).zip(self.included) {
+            let mut most = S::splat(f32::MIN);
+            for page in pages_of(*included) {
+                // SAFETY: eight logits a page.
+                most = unsafe { S::max(S::load(logits.as_ptr().add(page * PAGE_TOKENS)), most) };
+            }
+            self.most.push(S::largest(most));
+        }
+    }
+}
+
+/// Fills `fields` with a group's value codes.
+struct Interleave<'a> {
+    frame: &'a [u16],
     layout: SketchFrame,
-    frame: F,
-    logits: [&'a [f32]; H],
-    partials: [&'a mut [f32]; H],
-    scratch: &'a mut Scratch,
+    rows: &'a mut Vec<u8>,
+    fields: &'a mut Vec<u8>,
 }
 
-impl<F: Fn(usize) -> *const u8, const H: usize> Kernel for Heads<'_, F, H> {
+impl Kernel for Interleave<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let width = padded_row_bytes(self.layout.head_dim);
+        let codes = &bytes(self.frame)[self.layout.value_codes()..self.layout.value_statistics()];
+        let rows = if width == self.layout.row_bytes() {
+            codes
+        } else {
+            pad_rows(codes, width, self.rows);
+            &self.rows[..]
+        };
+        assert_eq!(rows.len(), SKETCH_TOKENS * width);
+        self.fields.resize(GROUP_PAIRS * 2 * width * 4, 0);
+        // SAFETY: rows are `[48][width]`, fields `[24][width / 16][4][32]`.
+        unsafe {
+            let (rows, mut out) = (rows.as_ptr(), self.fields.as_mut_ptr());
+            for pair in 0..GROUP_PAIRS {
+                let (a, b) = (rows.add(2 * pair * width), rows.add((2 * pair + 1) * width));
+                if width == 16 {
+                    store_fields::<S>(S::interleave_halves(S::load_bytes(a)), &mut out);
+                    continue;
+                }
+                for n in (0..width).step_by(32) {
+                    let units = S::interleave(S::load_bytes(a.add(n)), S::load_bytes(b.add(n)));
+                    store_fields::<S>(units[0], &mut out);
+                    store_fields::<S>(units[1], &mut out);
+                }
+            }
+        }
+    }
+}
+
+/// Writes the four fields of 32 bytes and moves on.
+///
+/// # Safety
+/// 128 bytes at `out` are writable.
+#[inline(always)]
+unsafe fn store_fields<S: Simd>(bytes: S::I, out: &mut *mut u8) {
+    let fields = S::fields(bytes);
+    for k in 0..4 {
+        // SAFETY: by the caller's promise.
+        unsafe { S::store_bytes(out.add(32 * k), fields[k]) };
+    }
+    // SAFETY: at most one past the end.
+    *out = unsafe { out.add(128) };
+}
+
+/// Adds one group to one query head's sums.
+struct AddGroup<'a> {
+    layout: SketchFrame,
+    frame: &'a [u16],
+    fields: &'a [u8],
+    included: u8,
+    logits: &'a [f32],
+    largest: f32,
+    sums: &'a mut [f32],
+    totals: &'a mut [[f32; 8]; 2],
+}
+
+/// A group's 16-bit weights: their high and low bytes pair by pair, what one stands for, 1.5 times their sum.
+struct Weights {
+    high: [u64; GROUP_PAIRS],
+    low: [u64; GROUP_PAIRS],
+    unit: f32,
+    shift: f32,
+}
+
+impl Kernel for AddGroup<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self) {
-        let groups = self.scratch.included.len();
-        let row_bytes = self.layout.row_bytes();
-        let width = row_bytes.next_multiple_of(8);
-        let most = self.largest::<S>();
-        self.scratch.sums.clear();
-        self.scratch.sums.resize(H * 4 * width, 0.0);
-        let (mut total, mut base) = ([S::splat(0.0); H], [S::splat(0.0); H]);
-        for g in 0..groups {
-            let alive = (0..H).any(|h| self.scratch.most[h * groups + g] >= most[h] - NEGLIGIBLE);
-            if self.scratch.included[g] == 0 || !alive {
-                continue;
-            }
-            let frame = (self.frame)(g);
-            let mut weights = [[0.0; SKETCH_TOKENS]; H];
-            for h in 0..H {
-                if self.scratch.most[h * groups + g] >= most[h] - NEGLIGIBLE {
-                    let (t, b) = self.weigh::<S>(frame, g, h, most[h], &mut weights[h]);
-                    (total[h], base[h]) = (S::add(total[h], t), S::add(base[h], b));
+        let Some(weights) = self.weigh::<S>() else { return };
+        let (width, units) = (self.sums.len() / 4, self.sums.len() / 64);
+        assert_eq!(self.fields.len(), GROUP_PAIRS * units * 128);
+        let (unit, shift) = (S::splat(weights.unit), S::splat(weights.shift));
+        for u in 0..units {
+            let (mut high, mut low) = ([S::splat_byte(0); 4], [S::splat_byte(0); 4]);
+            for page in pages_of(self.included) {
+                for pair in page * PAGE_PAIRS..(page + 1) * PAGE_PAIRS {
+                    // SAFETY: fields are `[24][units][4][32]`, weights `[24]`.
+                    unsafe {
+                        let h = S::load_four_bytes(weights.high.as_ptr().add(pair).cast());
+                        let l = S::load_four_bytes(weights.low.as_ptr().add(pair).cast());
+                        let fields = self.fields.as_ptr().add((pair * units + u) * 128);
+                        for k in 0..4 {
+                            let codes = S::load_bytes(fields.add(32 * k));
+                            high[k] = S::add_i16(high[k], S::dot_pairs(h, codes));
+                            low[k] = S::add_i16(low[k], S::dot_pairs(l, codes));
+                        }
+                    }
                 }
             }
-            // SAFETY: the frame has 48 code rows and statistics behind them; sums are `[H][4][width]`.
-            unsafe { self.add_codes::<S>(frame, g, width, &weights) };
-        }
-        for h in 0..H {
-            let (total, base) = (S::sum(total[h]), S::sum(base[h]));
-            let partial = &mut *self.partials[h];
-            let d = partial.len() - 2;
-            if most[h] == f32::NEG_INFINITY {
-                partial.fill(0.0);
-                partial[d] = f32::NEG_INFINITY;
-                continue;
-            }
-            let mut field = 1.0;
+            // A unit holds bytes 8 u.. and 8 u + 16.. of 32-byte rows, or all sixteen of a 16-byte row.
+            let first = u / 2 * 32 + u % 2 * 8;
+            let last = first + if units == 1 { 8 } else { 16 };
             for k in 0..4 {
-                let sums = &self.scratch.sums[(h * 4 + k) * width..][..row_bytes];
-                for (out, sum) in partial[k * row_bytes..(k + 1) * row_bytes].iter_mut().zip(sums) {
-                    *out = (sum * field + base) / total;
+                let joined = S::join_u16(high[k], low[k]);
+                for (part, byte) in [first, last].into_iter().enumerate() {
+                    // SAFETY: sums are `[4][width]`.
+                    unsafe {
+                        let sum = self.sums.as_mut_ptr().add(k * width + byte);
+                        S::store(sum, S::fma(S::sub(joined[part], shift), unit, S::load(sum)));
+                    }
                 }
-                field *= 0.25;
             }
-            partial[d] = most[h] + total.ln();
         }
     }
 }
 
-impl<F: Fn(usize) -> *const u8, const H: usize> Heads<'_, F, H> {
-    /// Fills `scratch.most`; returns the largest of each head.
+impl AddGroup<'_> {
+    /// Adds to the totals; returns the weights, or nothing where all are zero.
     #[inline(always)]
-    fn largest<S: Simd>(&mut self) -> [f32; H] {
-        let groups = self.scratch.included.len();
-        self.scratch.most.clear();
-        self.scratch.most.resize(H * groups, f32::NEG_INFINITY);
-        let mut largest = [f32::NEG_INFINITY; H];
-        for h in 0..H {
-            for g in 0..groups {
-                let included = self.scratch.included[g];
-                let logits = &self.logits[h][g * SKETCH_TOKENS..(g + 1) * SKETCH_TOKENS];
-                let mut most = S::splat(f32::NEG_INFINITY);
-                for page in (0..GROUP_PAGES).filter(|page| included >> page & 1 == 1) {
-                    // SAFETY: eight logits a page.
-                    most = unsafe { S::max(S::load(logits.as_ptr().add(page * PAGE_TOKENS)), most) };
-                }
-                let most = S::largest(most);
-                self.scratch.most[h * groups + g] = most;
-                largest[h] = largest[h].max(most);
-            }
-        }
-        largest
-    }
-
-    /// Writes `p * dev * 0.996` of the included tokens of a group; returns lanes of `p` and `p (mean - 1.494 dev)`.
-    #[inline(always)]
-    fn weigh<S: Simd>(
-        &self,
-        frame: *const u8,
-        g: usize,
-        h: usize,
-        most: f32,
-        weights: &mut [f32; SKETCH_TOKENS],
-    ) -> (S::F, S::F) {
-        let (mut total, mut base) = (S::splat(0.0), S::splat(0.0));
-        let logits = &self.logits[h][g * SKETCH_TOKENS..(g + 1) * SKETCH_TOKENS];
-        let included = self.scratch.included[g];
-        for page in (0..GROUP_PAGES).filter(|page| included >> page & 1 == 1) {
-            let at = page * PAGE_TOKENS;
-            // SAFETY: eight logits and weights a page; eight (mean, deviation) pairs a page in the frame.
-            unsafe {
-                let statistics = frame.add(self.layout.value_statistics() + 4 * at).cast();
-                let (mean, deviation) = S::load_bf16_even_odd(statistics);
-                let p = S::exp(S::sub(S::load(logits.as_ptr().add(at)), S::splat(most)));
-                let lowest = S::fma(deviation, S::splat(-1.5 * THRESHOLD), mean);
+    fn weigh<S: Simd>(&mut self) -> Option<Weights> {
+        assert!(self.logits.len() == SKETCH_TOKENS && self.frame.len() == self.layout.bytes() / 2);
+        let mut a = [0.0_f32; SKETCH_TOKENS];
+        let mut most = S::splat(0.0);
+        let statistics = self.layout.value_statistics() / 2;
+        // SAFETY: eight logits and weights a page, eight pairs of statistics, two totals of eight.
+        unsafe {
+            let (mut total, mut mean_total) = (S::load(self.totals[0].as_ptr()), S::load(self.totals[1].as_ptr()));
+            for page in pages_of(self.included) {
+                let at = page * PAGE_TOKENS;
+                let (mean, deviation) = S::load_bf16_even_odd(self.frame.as_ptr().add(statistics + 2 * at));
+                let p = S::exp(S::sub(S::load(self.logits.as_ptr().add(at)), S::splat(self.largest)));
                 total = S::add(total, p);
-                base = S::fma(p, lowest, base);
-                S::store(weights.as_mut_ptr().add(at), S::mul(p, S::mul(deviation, S::splat(THRESHOLD))));
+                mean_total = S::fma(p, mean, mean_total);
+                let weight = S::mul(p, S::mul(deviation, S::splat(THRESHOLD)));
+                most = S::max(weight, most);
+                S::store(a.as_mut_ptr().add(at), weight);
             }
+            S::store(self.totals[0].as_mut_ptr(), total);
+            S::store(self.totals[1].as_mut_ptr(), mean_total);
+            let most = S::largest(most);
+            if most < 1e-30 {
+                return None;
+            }
+            let mut weights =
+                Weights { high: [0; GROUP_PAIRS], low: [0; GROUP_PAIRS], unit: most / 65535.0, shift: 0.0 };
+            let (inverse, round, mut sum) = (S::splat(65535.0 / most), S::splat(ROUND), S::splat(0.0));
+            for page in pages_of(self.included) {
+                let weight = S::mul(S::load(a.as_ptr().add(page * PAGE_TOKENS)), inverse);
+                let weight = S::sub(S::add(weight, round), round);
+                sum = S::add(sum, weight);
+                let (high, low) = (weights.high.as_mut_ptr(), weights.low.as_mut_ptr());
+                S::store_byte_pairs(high.add(page * PAGE_PAIRS), low.add(page * PAGE_PAIRS), weight);
+            }
+            weights.shift = 1.5 * S::sum(sum);
+            Some(weights)
         }
-        (total, base)
     }
+}
 
-    /// Adds the group's `weight * code * 4^field` to the sums.
-    ///
-    /// # Safety
-    /// `frame` is a whole frame; `scratch.sums` has `[H][4][width]` elements, `width` the row bytes rounded up to 8.
+/// Writes a head's partial.
+struct Finish<'a> {
+    sums: &'a [f32],
+    totals: &'a [[f32; 8]; 2],
+    largest: f32,
+    partial: &'a mut [f32],
+}
+
+impl Kernel for Finish<'_> {
+    type Output = ();
+
     #[inline(always)]
-    unsafe fn add_codes<S: Simd>(
-        &mut self,
-        frame: *const u8,
-        g: usize,
-        width: usize,
-        weights: &[[f32; SKETCH_TOKENS]; H],
-    ) {
-        let (row_bytes, included) = (self.layout.row_bytes(), self.scratch.included[g]);
-        for octet in (0..width).step_by(8) {
-            // SAFETY: by the caller's promise; the last octet of a row reads into what follows it in the frame.
-            unsafe {
-                let codes = frame.add(self.layout.value_codes() + octet);
-                let sums = self.scratch.sums.as_mut_ptr().add(octet);
-                let mut acc = [[S::splat(0.0); 4]; H];
-                for h in 0..H {
-                    for k in 0..4 {
-                        acc[h][k] = S::load(sums.add((h * 4 + k) * width));
-                    }
-                }
-                for page in (0..GROUP_PAGES).filter(|page| included >> page & 1 == 1) {
-                    for t in page * PAGE_TOKENS..(page + 1) * PAGE_TOKENS {
-                        let fields = S::load_fields_f32(codes.add(t * row_bytes));
-                        for h in 0..H {
-                            let weight = S::splat(*weights[h].get_unchecked(t));
-                            for k in 0..4 {
-                                acc[h][k] = S::fma(weight, fields[k], acc[h][k]);
-                            }
-                        }
-                    }
-                }
-                for h in 0..H {
-                    for k in 0..4 {
-                        S::store(sums.add((h * 4 + k) * width), acc[h][k]);
-                    }
-                }
+    fn run<S: Simd>(self) {
+        let d = self.partial.len() - 2;
+        if self.largest == f32::MIN {
+            self.partial.fill(0.0);
+            self.partial[d] = f32::NEG_INFINITY;
+            return;
+        }
+        // SAFETY: eight lanes each.
+        let [total, mean] =
+            unsafe { [S::sum(S::load(self.totals[0].as_ptr())), S::sum(S::load(self.totals[1].as_ptr()))] };
+        let quarters = self.partial[..d].chunks_exact_mut(d / 4).zip(self.sums.chunks_exact(self.sums.len() / 4));
+        for (out, sums) in quarters {
+            for (out, sum) in out.iter_mut().zip(sums) {
+                *out = (sum + mean) / total;
             }
         }
+        self.partial[d] = self.largest + total.ln();
     }
 }

@@ -285,16 +285,62 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_fields_f32(p: *const u8) -> [__m256; 4] {
+    unsafe fn store_bytes(p: *mut u8, v: __m256i) {
+        // SAFETY: see the impl.
+        unsafe { _mm256_storeu_si256(p.cast(), v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_four_bytes(p: *const u32) -> __m256i {
+        // SAFETY: see the impl.
+        unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    fn interleave_halves(v: __m256i) -> __m256i {
         // SAFETY: see the impl.
         unsafe {
-            let x = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
-            [
-                _mm256_cvtepi32_ps(_mm256_and_si256(x, _mm256_set1_epi32(0x03))),
-                _mm256_cvtepi32_ps(_mm256_and_si256(x, _mm256_set1_epi32(0x0c))),
-                _mm256_cvtepi32_ps(_mm256_and_si256(x, _mm256_set1_epi32(0x30))),
-                _mm256_cvtepi32_ps(_mm256_and_si256(x, _mm256_set1_epi32(0xc0))),
-            ]
+            let v = _mm256_permute4x64_epi64(v, 0b11_01_10_00);
+            let order = _mm256_setr_epi8(
+                0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15, 0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7,
+                15,
+            );
+            _mm256_shuffle_epi8(v, order)
+        }
+    }
+
+    #[inline(always)]
+    fn interleave(a: __m256i, b: __m256i) -> [__m256i; 2] {
+        // SAFETY: see the impl.
+        unsafe { [_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b)] }
+    }
+
+    #[inline(always)]
+    unsafe fn store_byte_pairs(high: *mut u64, low: *mut u64, v: __m256) {
+        // SAFETY: see the impl.
+        unsafe {
+            let v = _mm256_cvtps_epi32(v);
+            let h = _mm256_srli_epi32(v, 8);
+            let l = _mm256_and_si256(v, _mm256_set1_epi32(0xff));
+            // Per 64 bits: the even one in byte 0, the odd one from byte 4 to byte 1; then both again in bytes 2, 3.
+            let h = _mm256_or_si256(h, _mm256_srli_epi64(h, 24));
+            let l = _mm256_or_si256(l, _mm256_srli_epi64(l, 24));
+            let mask = _mm256_set1_epi64x(0xffff);
+            let (h, l) = (_mm256_and_si256(h, mask), _mm256_and_si256(l, mask));
+            _mm256_storeu_si256(high.cast(), _mm256_or_si256(h, _mm256_slli_epi64(h, 16)));
+            _mm256_storeu_si256(low.cast(), _mm256_or_si256(l, _mm256_slli_epi64(l, 16)));
+        }
+    }
+
+    #[inline(always)]
+    fn join_u16(high: __m256i, low: __m256i) -> [__m256; 2] {
+        // SAFETY: see the impl.
+        unsafe {
+            let h = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(high)), 8);
+            let first = _mm256_add_epi32(h, _mm256_cvtepu16_epi32(_mm256_castsi256_si128(low)));
+            let h = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm256_extracti128_si256(high, 1)), 8);
+            let last = _mm256_add_epi32(h, _mm256_cvtepu16_epi32(_mm256_extracti128_si256(low, 1)));
+            [_mm256_cvtepi32_ps(first), _mm256_cvtepi32_ps(last)]
         }
     }
 

@@ -172,10 +172,47 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load_fields_f32(p: *const u8) -> [[f32; 8]; 4] {
-        // SAFETY: eight bytes are in bounds, by the trait's contract.
-        let x = unsafe { p.cast::<[u8; 8]>().read_unaligned() };
-        std::array::from_fn(|k| x.map(|b| f32::from(b & (3 << (2 * k)))))
+    unsafe fn store_bytes(p: *mut u8, v: [u8; 32]) {
+        // SAFETY: 32 bytes are in bounds, by the trait's contract.
+        unsafe { p.cast::<[u8; 32]>().write_unaligned(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_four_bytes(p: *const u32) -> [u8; 32] {
+        // SAFETY: four bytes are in bounds, by the trait's contract.
+        let x = unsafe { p.read_unaligned() }.to_le_bytes();
+        std::array::from_fn(|i| x[i % 4])
+    }
+
+    #[inline(always)]
+    fn interleave_halves(v: [u8; 32]) -> [u8; 32] {
+        std::array::from_fn(|i| v[i / 2 + 16 * (i % 2)])
+    }
+
+    #[inline(always)]
+    fn interleave(a: [u8; 32], b: [u8; 32]) -> [[u8; 32]; 2] {
+        let at = |i: usize, start: usize| if i % 2 == 0 { a } else { b }[i / 16 * 16 + start + i % 16 / 2];
+        [std::array::from_fn(|i| at(i, 0)), std::array::from_fn(|i| at(i, 8))]
+    }
+
+    #[inline(always)]
+    unsafe fn store_byte_pairs(high: *mut u64, low: *mut u64, v: [f32; 8]) {
+        let v = v.map(|x| x.round_ties_even() as u32);
+        for pair in 0..4 {
+            let (a, b) = (v[2 * pair], v[2 * pair + 1]);
+            // SAFETY: four u64 of each are in bounds, by the trait's contract.
+            unsafe {
+                high.add(pair).write_unaligned(u64::from((a >> 8 | b >> 8 << 8) * 0x1_0001));
+                low.add(pair).write_unaligned(u64::from((a & 255 | (b & 255) << 8) * 0x1_0001));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn join_u16(high: [u8; 32], low: [u8; 32]) -> [[f32; 8]; 2] {
+        let (high, low) = (to_i16(high), to_i16(low));
+        let at = |i: usize| (256 * u32::from(high[i] as u16) + u32::from(low[i] as u16)) as f32;
+        [std::array::from_fn(at), std::array::from_fn(|i| at(i + 8))]
     }
 
     #[inline(always)]
