@@ -19,7 +19,8 @@ const EIGHTS: usize = SKETCH_TOKENS / 8;
 
 thread_local! {
     /// `[d][48]` inputs, then `[d][48]` rotated, then `[d][48]` codes in bytes.
-    static SCRATCH: RefCell<(Vec<f32>, Vec<f32>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new(), Vec::new())) };
+    static SCRATCH: RefCell<(Vec<f32>, Vec<f32>, Vec<u8>)> =
+        const { RefCell::new((Vec::new(), Vec::new(), Vec::new())) };
 }
 
 /// See [`crate::Runtime`].

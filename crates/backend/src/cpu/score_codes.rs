@@ -313,6 +313,9 @@ impl<const H: usize> TokenLogits<'_, H> {
     }
 
     /// `sum w8 code` of the page's eight tokens, two rows of 16 bytes a load.
+    ///
+    /// # Safety
+    /// Codes are `[48][16]`, weights `[H][4][16]`.
     #[inline(always)]
     unsafe fn sums_of_16<S: Simd>(&self, page: usize) -> [S::F; H] {
         let mut pairs = [[S::splat_byte(0); 4]; H];
@@ -338,6 +341,9 @@ impl<const H: usize> TokenLogits<'_, H> {
     }
 
     /// The same for rows of whole 32 bytes.
+    ///
+    /// # Safety
+    /// Codes are `[48][row_bytes]`, weights `[H][4][row_bytes]`.
     #[inline(always)]
     unsafe fn sums_of_32<S: Simd>(&self, page: usize, row_bytes: usize) -> [S::F; H] {
         let mut tokens = [[S::splat_byte(0); 8]; H];

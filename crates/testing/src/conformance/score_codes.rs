@@ -87,7 +87,7 @@ pub fn exact_integers(make: MakeBackend<'_>) {
         let lane = &rig.lanes[0];
         let groups = lane.selection.indexed_tokens(lane.len) / 48;
         for (row, head) in (0..groups).flat_map(|row| [(row, 0), (row, 1)]) {
-            let mut frame: Vec<u8> = (0..32 * d).map(|_| random.next() as u8).collect();
+            let mut frame: Vec<u8> = (0..32 * d).map(|_| random.bits() as u8).collect();
             for c in 0..d {
                 let mean = bf16::from_f32(random.below(33) as f32 - 16.0);
                 let deviation = bf16::from_f32(2.0_f32.powi(random.below(9) as i32 - 4));

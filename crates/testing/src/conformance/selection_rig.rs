@@ -35,7 +35,7 @@ impl Random {
     }
 
     /// 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -44,12 +44,12 @@ impl Random {
 
     /// Below `n`.
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
+        (self.bits() % n as u64) as usize
     }
 
     /// Near enough to normal: mean 0, deviation 1.
     pub fn normal(&mut self) -> f32 {
-        let sum: f64 = (0..6).map(|_| self.next() as f64 / 2.0_f64.powi(64)).sum();
+        let sum: f64 = (0..6).map(|_| self.bits() as f64 / 2.0_f64.powi(64)).sum();
         ((sum - 3.0) * 2.0_f64.sqrt()) as f32
     }
 }

@@ -191,7 +191,7 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn interleave(a: [u8; 32], b: [u8; 32]) -> [[u8; 32]; 2] {
-        let at = |i: usize, start: usize| if i % 2 == 0 { a } else { b }[i / 16 * 16 + start + i % 16 / 2];
+        let at = |i: usize, start: usize| if i.is_multiple_of(2) { a } else { b }[i / 16 * 16 + start + i % 16 / 2];
         [std::array::from_fn(|i| at(i, 0)), std::array::from_fn(|i| at(i, 8))]
     }
 
