@@ -3,7 +3,7 @@
 use backend::cpu::{CpuOptions, Isa};
 use serde_json::json;
 use testing::golden::GoldenContext;
-use testing::golden_run::{MODES, NeedleEngine, Tally, ask};
+use testing::golden_run::{MODES, Tally, ask, needle_rig};
 
 /// Contexts with the documents that are asked about.
 const TABLE: [(usize, usize); 6] = [(1024, 16), (4096, 16), (16384, 8), (32768, 8), (65536, 1), (131_072, 1)];
@@ -15,8 +15,8 @@ fn main() {
     println!("| context | questions | attention | right | reference |\n| --- | ---: | --- | ---: | ---: |");
     for (context, documents) in TABLE {
         let golden = GoldenContext::read(context);
-        let needle = NeedleEngine::start(context, CpuOptions::default());
-        for tally in ask(&needle, &golden, 0..documents, &MODES) {
+        let rig = needle_rig(context, CpuOptions::default());
+        for tally in ask(&rig, &golden, 0..documents, &MODES) {
             let reference = golden.accuracy(tally.mode.key);
             let Tally { mode, asked, .. } = &tally;
             println!("| {context} | {asked} | {} | {:.4} | {reference:.4} |", mode.key, tally.accuracy());

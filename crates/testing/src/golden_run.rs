@@ -1,13 +1,12 @@
 //! Golden questions asked of our engine, and the rules by which the answers are judged.
 
 use crate::golden::GoldenContext;
-use backend::Backend;
-use backend::cpu::{CpuBackend, CpuOptions};
-use engine::{Attention, Engine, EngineConfig};
+use crate::rig::{Rig, RigOptions};
+use backend::cpu::CpuOptions;
+use engine::Attention;
 use eval::{Document, Question};
 use kv::geometry;
-use model::{Decoder, DecoderLimits, ModelSource, needle_text};
-use std::sync::Arc;
+use model::{ModelSource, needle_text};
 
 /// An attention that the reference has an accuracy for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,55 +44,28 @@ pub const DENSE_TOLERANCE: f64 = 0.015;
 /// How far below the reference's a sparse accuracy may be, over all 256 questions.
 pub const SPARSE_TOLERANCE: f64 = 0.03;
 
+/// Questions that decode at once.
+const AT_ONCE: usize = 32;
+
 /// The bundled model on the CPU with room for one document of `context` tokens and its questions.
-pub struct NeedleEngine {
-    /// The engine.
-    pub engine: Engine,
-    /// Its decoder.
-    pub decoder: Arc<Decoder>,
+///
+/// # Panics
+/// The bundled model does not load.
+pub fn needle_rig(context: usize, cpu: CpuOptions) -> Rig {
+    let opened = model::open(&ModelSource::Bundled).expect("the bundled model opens");
+    let options = RigOptions::new(AT_ONCE + 1, context + 64);
+    // The document, every algorithm's summaries of it, and each question's own rows.
+    let pool_rows = 2 * geometry::pages(context + 64) + 64 * (AT_ONCE + 1);
+    Rig::start(&opened, None, RigOptions { cpu, pool_rows, ..options })
 }
 
-impl NeedleEngine {
-    /// Starts one.
-    ///
-    /// # Panics
-    /// The bundled model does not load.
-    pub fn start(context: usize, options: CpuOptions) -> Self {
-        let backend = CpuBackend::new(options).expect("the instruction set is present");
-        let opened = model::open(&ModelSource::Bundled).expect("the bundled model opens");
-        let config = opened.config();
-        let max_tokens = context + 64;
-        let limits = DecoderLimits { max_lanes: 33, max_tokens, prefill_tokens: max_tokens.min(32_768) };
-        let decoder = Decoder::load(&backend, &opened.checkpoint, limits, &mut |_, _| ()).expect("it loads");
-        let decoder = Arc::new(decoder);
-        // The document, every algorithm's summaries of it, and each question's own rows.
-        let pool_rows = 2 * geometry::pages(max_tokens) + 64 * limits.max_lanes;
-        let runtime = backend.runtime(&config.runtime_shape(limits, pool_rows)).expect("the runtime fits");
-        let engine_config = EngineConfig {
-            max_lanes: limits.max_lanes,
-            prefill_tokens: limits.prefill_tokens,
-            ..EngineConfig::new(pool_rows, config.geometry().row_bytes() as u64, max_tokens)
-        };
-        let algorithms = decoder.algorithms().all().map(|(_, algorithm)| algorithm.spec().clone()).collect();
-        let engine = Engine::start(runtime, decoder.clone(), algorithms, None, engine_config);
-        NeedleEngine { engine, decoder }
-    }
-
-    /// A mode as golden runs want it: no floor, no shortest context.
-    ///
-    /// # Panics
-    /// There is no such algorithm.
-    pub fn attention(&self, mode: Mode) -> Attention {
-        let algorithms = self.decoder.algorithms();
-        let algorithm = algorithms.by_name(mode.algorithm).expect("a known algorithm");
-        let mut selection = algorithms.spec(algorithm).selection();
-        if algorithms.spec(algorithm).is_sparse() {
-            selection.budget = mode.budget;
-            selection.floor_tokens = 0;
-            selection.min_context = 0;
-        }
-        Attention { algorithm, selection }
-    }
+/// A mode as golden runs want it: no floor, no shortest context.
+fn attention(rig: &Rig, mode: Mode) -> Attention {
+    rig.attention(mode.algorithm, |selection| {
+        selection.budget = mode.budget;
+        selection.floor_tokens = 0;
+        selection.min_context = 0;
+    })
 }
 
 /// How one mode did over some documents of a context.
@@ -148,25 +120,20 @@ impl Tally {
 ///
 /// # Panics
 /// The engine fails.
-pub fn ask(
-    needle: &NeedleEngine,
-    context: &GoldenContext,
-    documents: std::ops::Range<usize>,
-    modes: &[Mode],
-) -> Vec<Tally> {
+pub fn ask(rig: &Rig, context: &GoldenContext, documents: std::ops::Range<usize>, modes: &[Mode]) -> Vec<Tally> {
     let empty = |mode: &Mode| Tally { mode: *mode, asked: 0, right: 0, disagreements: Vec::new(), reference_right: 0 };
     let mut tallies: Vec<Tally> = modes.iter().map(empty).collect();
     for number in documents {
-        let dense = needle.attention(MODES[0]);
-        let document = Document::read(&needle.engine, context.document(number), dense, |_, _| ()).expect("it fits");
+        let dense = attention(rig, MODES[0]);
+        let document = Document::read(&rig.engine, context.document(number), dense, |_, _| ()).expect("it fits");
         let golden: Vec<_> = context.questions.iter().filter(|q| q.document == number).collect();
         let questions: Vec<Question> = golden
             .iter()
             .map(|q| Question { tokens: words(&q.text), answer: digits(&q.answer), depth: q.depth })
             .collect();
         for tally in &mut tallies {
-            let attention = needle.attention(tally.mode);
-            let asked = eval::ask(&document, &questions, attention, 32, false).expect("the engine works");
+            let attention = attention(rig, tally.mode);
+            let asked = eval::ask(&document, &questions, attention, AT_ONCE, false).expect("the engine works");
             for (question, outcome) in golden.iter().zip(&asked.outcomes) {
                 tally.asked += 1;
                 tally.right += usize::from(outcome.is_right);

@@ -4,6 +4,8 @@ pub mod golden;
 
 pub mod golden_run;
 
+pub mod rig;
+
 pub mod solo;
 
 pub mod simulator;

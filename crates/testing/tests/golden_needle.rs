@@ -3,12 +3,12 @@
 use backend::cpu::CpuOptions;
 use std::ops::Range;
 use testing::golden::GoldenContext;
-use testing::golden_run::{MODES, Mode, NeedleEngine, ask};
+use testing::golden_run::{MODES, Mode, ask, needle_rig};
 
 fn check(context: usize, documents: Range<usize>, modes: &[Mode]) {
     let golden = GoldenContext::read(context);
-    let needle = NeedleEngine::start(context, CpuOptions::default());
-    let tallies = ask(&needle, &golden, documents, modes);
+    let rig = needle_rig(context, CpuOptions::default());
+    let tallies = ask(&rig, &golden, documents, modes);
     let mut problems = Vec::new();
     for tally in &tallies {
         println!("{context} {}: {:.4} of {}", tally.mode.key, tally.accuracy(), tally.asked);

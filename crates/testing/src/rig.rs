@@ -1,0 +1,133 @@
+//! A model on the CPU with an engine around it, and a whole answer as one value.
+
+use backend::cpu::{CpuBackend, CpuOptions};
+use backend::{Backend, Sampling};
+use engine::{Attention, Engine, EngineConfig, Event, FinishReason, Request, RequestHandle, Source, TextFactory};
+use kv::{Selection, TokenId};
+use model::{Decoder, DecoderLimits, Opened};
+use std::sync::Arc;
+
+/// A running engine and what it runs.
+pub struct Rig {
+    /// The engine.
+    pub engine: Engine,
+    /// Its decoder.
+    pub decoder: Arc<Decoder>,
+}
+
+/// How a rig is built; `Default` is what most tests want.
+#[derive(Clone, Copy, Debug)]
+pub struct RigOptions {
+    /// Threads and instruction set.
+    pub cpu: CpuOptions,
+    /// Sizes.
+    pub limits: DecoderLimits,
+    /// Rows of the pool.
+    pub pool_rows: usize,
+    /// Seconds of a prefill unit.
+    pub unit_seconds: f64,
+    /// Share of decode while prompts are read.
+    pub decode_share: f64,
+}
+
+impl RigOptions {
+    /// Room for `lanes` sequences of `max_tokens` tokens.
+    pub fn new(lanes: usize, max_tokens: usize) -> Self {
+        let limits = DecoderLimits { max_lanes: lanes, max_tokens, prefill_tokens: max_tokens.min(32_768) };
+        let pool_rows = (lanes + 1) * (kv::geometry::pages(max_tokens) * 5 / 4 + 8);
+        RigOptions { cpu: CpuOptions::default(), limits, pool_rows, unit_seconds: 0.05, decode_share: 0.5 }
+    }
+}
+
+/// One choice's answer, for comparisons to the bit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// Tokens.
+    pub tokens: Vec<TokenId>,
+    /// Bits of their log-probabilities.
+    pub logprobs: Vec<u32>,
+    /// Text, where the rig makes text.
+    pub text: String,
+    /// How it ended.
+    pub reason: FinishReason,
+    /// Tokens that the last step attended exactly.
+    pub exact_tokens: usize,
+}
+
+impl Rig {
+    /// Starts an engine on a model.
+    ///
+    /// # Panics
+    /// The model does not load.
+    pub fn start(opened: &Opened, texts: Option<TextFactory>, options: RigOptions) -> Self {
+        let backend = CpuBackend::new(options.cpu).expect("the instruction set is present");
+        let (config, limits) = (opened.config(), options.limits);
+        let decoder = Decoder::load(&backend, &opened.checkpoint, limits, &mut |_, _| ()).expect("it loads");
+        let decoder = Arc::new(decoder);
+        let runtime = backend.runtime(&config.runtime_shape(limits, options.pool_rows)).expect("the runtime fits");
+        let engine_config = EngineConfig {
+            max_lanes: limits.max_lanes,
+            prefill_tokens: limits.prefill_tokens,
+            unit_seconds: options.unit_seconds,
+            decode_share: options.decode_share,
+            ..EngineConfig::new(options.pool_rows, config.geometry().row_bytes() as u64, limits.max_tokens)
+        };
+        let algorithms = decoder.algorithms().all().map(|(_, algorithm)| algorithm.spec().clone()).collect();
+        Rig { engine: Engine::start(runtime, decoder.clone(), algorithms, texts, engine_config), decoder }
+    }
+
+    /// An attention by name; `adjust` changes its selection where it is sparse.
+    ///
+    /// # Panics
+    /// There is no such algorithm.
+    pub fn attention(&self, name: &str, adjust: impl Fn(&mut Selection)) -> Attention {
+        let algorithms = self.decoder.algorithms();
+        let algorithm = algorithms.by_name(name).expect("a known algorithm");
+        let mut selection = algorithms.spec(algorithm).selection();
+        if algorithms.spec(algorithm).is_sparse() {
+            adjust(&mut selection);
+        }
+        Attention { algorithm, selection }
+    }
+
+    /// A request for `max_tokens` tokens behind a prompt, sampled with a seed.
+    pub fn request(&self, prompt: Vec<TokenId>, attention: Attention, max_tokens: usize, seed: u64) -> Request {
+        let mut request = Request::new(Source::Prompt(prompt), attention, max_tokens);
+        request.sampling = Sampling { temperature: 0.8, top_p: 0.95, seed, ..Sampling::default() };
+        request
+    }
+
+    /// Submits a request and waits for its first choice.
+    ///
+    /// # Panics
+    /// It is refused, or the engine fails.
+    pub fn answer(&self, request: Request) -> Answer {
+        wait(self.engine.submit(request).expect("the request is taken"))
+    }
+}
+
+/// Waits for a request's first choice.
+///
+/// # Panics
+/// The engine fails.
+pub fn wait(handle: RequestHandle) -> Answer {
+    let (tokens, logprobs, text) = (Vec::new(), Vec::new(), String::new());
+    let mut answer = Answer { tokens, logprobs, text, reason: FinishReason::Length, exact_tokens: 0 };
+    for event in handle {
+        match event {
+            Event::Token(token) if token.choice == 0 => {
+                answer.tokens.push(token.token);
+                answer.logprobs.extend(token.logprob.map(f32::to_bits));
+                answer.text += &token.text;
+            }
+            Event::Finished(finished) if finished.choice == 0 => {
+                answer.text += &finished.text;
+                answer.reason = finished.reason;
+                answer.exact_tokens = finished.attention.exact_tokens;
+            }
+            Event::Failed(why) => panic!("the engine failed: {why}"),
+            _ => {}
+        }
+    }
+    answer
+}
