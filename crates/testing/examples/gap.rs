@@ -1,0 +1,61 @@
+//! The longest time between two tokens of running streams while a long prompt is prefilled, with the bundled model:
+//! `cargo run --release -p spindle-testing --example gap [PROMPT_TOKENS] [STREAMS]`.
+
+use backend::cpu::CpuOptions;
+use engine::{Event, Request, RequestHandle, Source};
+use std::time::{Duration, Instant};
+use testing::golden_run::{MODES, NeedleEngine};
+
+fn main() {
+    let argument = |at: usize, default: usize| {
+        std::env::args().nth(at).map_or(default, |text| text.parse().expect("a number of tokens or streams"))
+    };
+    let (prompt_tokens, streams) = (argument(1, 32_768), argument(2, 4));
+    let needle = NeedleEngine::start(prompt_tokens, CpuOptions::default());
+    let dense = needle.attention(MODES[0]);
+    let ids = |tokens: usize, seed| {
+        let mut ids = model::needle_text::document(tokens + 64, (tokens / 100).max(1), seed).ids();
+        ids.truncate(tokens);
+        ids
+    };
+    let submit = |tokens, seed, max_tokens| {
+        let mut request = Request::new(Source::Prompt(ids(tokens, seed)), dense, max_tokens);
+        request.ignore_eos = true;
+        needle.engine.submit(request).expect("there is room")
+    };
+    let stream = |seed| {
+        let handle = submit(64, seed, 100_000);
+        std::thread::spawn(move || gaps(handle))
+    };
+    let running: Vec<_> = (0..streams as u64).map(stream).collect();
+    std::thread::sleep(Duration::from_millis(500));
+    let start = Instant::now();
+    let mut first = None;
+    for event in submit(prompt_tokens, 99, 2) {
+        if let Event::Token(_) = event {
+            first.get_or_insert_with(|| start.elapsed());
+        }
+    }
+    let end = start.elapsed();
+    drop(needle);
+    println!("{prompt_tokens} tokens beside {streams} streams: first token after {first:.1?}, end after {end:.1?}");
+    for thread in running {
+        let mut gaps = thread.join().expect("the reader does not panic");
+        gaps.sort();
+        let at = |share: f64| gaps[((gaps.len() - 1) as f64 * share) as usize];
+        println!("{} tokens: median {:.1?}, 99 % {:.1?}, longest {:.1?}", gaps.len(), at(0.5), at(0.99), at(1.0));
+    }
+}
+
+/// The times between a stream's tokens, the first token aside.
+fn gaps(handle: RequestHandle) -> Vec<Duration> {
+    let mut last: Option<Instant> = None;
+    let mut gaps = Vec::new();
+    for event in handle {
+        if let Event::Token(_) = event {
+            let now = Instant::now();
+            gaps.extend(last.replace(now).map(|before| now - before));
+        }
+    }
+    gaps
+}
