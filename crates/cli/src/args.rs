@@ -286,6 +286,10 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
     pub(crate) repeat: u16,
 
+    /// Also measure the longest gap between a running stream's tokens while each prompt is read beside it
+    #[arg(long)]
+    pub(crate) gap: bool,
+
     #[command(flatten)]
     pub(crate) compare: CompareArgs,
 }

@@ -35,7 +35,7 @@ impl Attention {
             selection.window_tokens = tokens(flags.window_tokens, selection.window_tokens);
             ensure!(
                 PAGE_TOKENS <= selection.window_tokens,
-                "--window-tokens {} is too small: the tokens of the page in work are always exact; give {PAGE_TOKENS} or more",
+                "--window-tokens {} is too small: the page in work is always exact; give {PAGE_TOKENS} or more",
                 selection.window_tokens
             );
         }

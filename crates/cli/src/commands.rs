@@ -8,6 +8,8 @@ mod perplexity;
 
 mod bench;
 
+mod gap;
+
 mod info;
 
 use crate::args::{Command, EvalCommand};

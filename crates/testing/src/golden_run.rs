@@ -77,7 +77,7 @@ pub struct Tally {
     pub asked: usize,
     /// All four digits right.
     pub right: usize,
-    /// Questions whose smallest reference margin is [`MARGIN`] or more and whose answer is not the reference's dense one.
+    /// Questions of a smallest reference margin of [`MARGIN`] or more that were answered unlike the reference.
     pub disagreements: Vec<String>,
     /// Questions of the reference's dense run that were right, over the same documents.
     pub reference_right: usize,

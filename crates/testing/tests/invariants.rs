@@ -1,5 +1,5 @@
-//! Invariants 2 and 3 through the whole engine: a full budget gives dense's answers, and an answer is the same to the bit
-//! whatever ran beside it, on however many threads, and however its prompt was cut.
+//! Invariants 2 and 3 through the whole engine: a full budget gives dense's answers, and an answer is the same to the
+//! bit whatever ran beside it, on however many threads, and however its prompt was cut.
 
 use backend::cpu::{CpuOptions, Isa};
 use kv::Selection;

@@ -3,6 +3,8 @@
 //! Every sequence of a batch has a prompt of its own, so that none reads another's rows out of a cache. Decode is timed
 //! over whole runs, all attentions in turn in every repetition, and medians are shown.
 
+use super::gap::{self, Gap};
+use super::gap::{self, Gap};
 use crate::args::BenchArgs;
 use crate::attention::Attention;
 use crate::session::{Plan, Session, progress_bar};
@@ -53,9 +55,16 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
             lines.extend(measure(&session, args, prompt.0, usize::from(*batch), &attentions)?);
         }
     }
+    let gaps = if args.gap { gap::measure(&session, args)? } else { Vec::new() };
+    let gaps = if args.gap { gap::measure(&session, args)? } else { Vec::new() };
     match compare.json {
-        true => println!("{:#}", as_json(&session, &device, &lines)),
-        false => print_table(&lines),
+        true => println!("{:#}", as_json(&session, &device, &lines, &gaps)),
+        false => {
+            print_table(&lines);
+            if args.gap {
+                gap::print(&gaps);
+            }
+        }
     }
     Ok(())
 }
@@ -132,7 +141,7 @@ fn decode(documents: &[Document<'_>], attention: &Attention, generated: usize) -
 }
 
 /// Any text will do for speed: a needle document for the bundled model, spread ids for others.
-fn prompt(session: &Session, tokens: usize, seed: u64) -> Vec<u32> {
+pub(super) fn prompt(session: &Session, tokens: usize, seed: u64) -> Vec<u32> {
     let vocab = session.opened.config().vocab_size as u64;
     if session.bundled {
         let mut ids = model::needle_text::document(tokens + 64, (tokens / 100).max(1), seed).ids();
@@ -178,7 +187,7 @@ fn print_table(lines: &[Line]) {
     table.print();
 }
 
-fn as_json(session: &Session, device: &str, lines: &[Line]) -> serde_json::Value {
+fn as_json(session: &Session, device: &str, lines: &[Line], gaps: &[Gap]) -> serde_json::Value {
     let one = |line: &Line| {
         json!({
             "prompt_tokens": line.prompt_tokens, "batch": line.batch, "attention": line.attention.name,
@@ -188,5 +197,5 @@ fn as_json(session: &Session, device: &str, lines: &[Line]) -> serde_json::Value
         })
     };
     let results: Vec<_> = lines.iter().map(one).collect();
-    json!({"model": session.opened.config().name, "device": device, "results": results})
+    json!({"model": session.opened.config().name, "device": device, "results": results, "gaps": gap::as_json(gaps)})
 }

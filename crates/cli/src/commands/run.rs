@@ -79,10 +79,8 @@ fn warn_of_unknown_words(session: &Session, text: &str) -> Result<()> {
             shown.join(", "),
             if unknown.words.len() <= UNKNOWN_SHOWN { "" } else { ", ..." },
             match session.bundled {
-                true =>
-                    ". The bundled needle model only answers questions about facts in texts like those that \
-                         `spindle eval needle --write FILE` makes; give a MODEL for anything else",
-                false => "",
+                true => format!(". {}", model::bundled::NOTICE),
+                false => String::new(),
             }
         );
     }

@@ -5,8 +5,8 @@ use super::buffers::LayerBuffers;
 use backend::{Batch, KvTarget, Runtime, View};
 
 impl Decoder {
-    /// Norms `x` (after adding what the layer before left) and makes q, k and v of it; q goes to the layer's buffer, k and
-    /// v to `target`.
+    /// Norms `x` (after adding what the layer before left) and makes q, k and v of it; q goes to the layer's buffer,
+    /// k and v to `target`.
     pub(super) fn project(
         &self,
         runtime: &dyn Runtime,
