@@ -4,7 +4,6 @@
 //! over whole runs, all attentions in turn in every repetition, and medians are shown.
 
 use super::gap::{self, Gap};
-use super::gap::{self, Gap};
 use crate::args::BenchArgs;
 use crate::attention::Attention;
 use crate::session::{Plan, Session, progress_bar};
@@ -55,7 +54,6 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
             lines.extend(measure(&session, args, prompt.0, usize::from(*batch), &attentions)?);
         }
     }
-    let gaps = if args.gap { gap::measure(&session, args)? } else { Vec::new() };
     let gaps = if args.gap { gap::measure(&session, args)? } else { Vec::new() };
     match compare.json {
         true => println!("{:#}", as_json(&session, &device, &lines, &gaps)),
