@@ -4,15 +4,15 @@
 use backend::cpu::CpuOptions;
 use engine::{Event, Request, RequestHandle, Source};
 use std::time::{Duration, Instant};
-use testing::golden_run::{MODES, NeedleEngine};
+use testing::golden_run::needle_rig;
 
 fn main() {
     let argument = |at: usize, default: usize| {
         std::env::args().nth(at).map_or(default, |text| text.parse().expect("a number of tokens or streams"))
     };
     let (prompt_tokens, streams) = (argument(1, 32_768), argument(2, 4));
-    let needle = NeedleEngine::start(prompt_tokens, CpuOptions::default());
-    let dense = needle.attention(MODES[0]);
+    let needle = needle_rig(prompt_tokens, CpuOptions::default());
+    let dense = needle.attention("dense", |_| ());
     let ids = |tokens: usize, seed| {
         let mut ids = model::needle_text::document(tokens + 64, (tokens / 100).max(1), seed).ids();
         ids.truncate(tokens);
