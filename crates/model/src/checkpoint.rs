@@ -10,7 +10,8 @@ mod safetensors;
 use crate::file::ModelFile;
 use crate::folder::Folder;
 use crate::gguf::Gguf;
-use crate::{Error, HostTensor, ModelConfig, TensorSpec};
+use crate::{Error, ModelConfig, TensorSpec};
+use backend::Tensor;
 use gguf::GgufWeights;
 pub(crate) use gguf::ROPE_FREQS;
 use safetensors::SafetensorsWeights;
@@ -59,7 +60,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`Error::MissingTensor`] for a name that is not in [`ModelConfig::tensors`].
-    pub fn tensor(&self, name: &str) -> Result<HostTensor<'_>, Error> {
+    pub fn tensor(&self, name: &str) -> Result<Tensor<'_>, Error> {
         let stored = if self.config.tied && name == OUTPUT { EMBEDDING } else { name };
         let mut tensor = match &self.weights {
             Weights::Safetensors(weights) => weights.tensor(stored),

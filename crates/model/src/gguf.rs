@@ -18,8 +18,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
+use crate::Error;
 use crate::file::ModelFile;
-use crate::{Error, TensorData};
+use backend::TensorData;
 use cursor::Cursor;
 pub(crate) use metadata::Metadata;
 use quant::Quant;

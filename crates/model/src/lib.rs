@@ -36,6 +36,5 @@ pub use error::Error;
 pub use forward::{Forward, PASSES_MAX, PassView};
 pub use generation::Generation;
 pub use source::{ModelSource, Opened, open, open_gguf_bytes};
-pub use tensor::{HostTensor, TensorData};
 pub use tensor_list::TensorSpec;
 pub use tokenizer::{Detokenizer, Tokenizer, UnknownWords};

@@ -1,72 +1,7 @@
-//! One tensor in host memory, as a checkpoint gives it.
-
-use std::borrow::Cow;
+//! The elements of a tensor out of the bytes of a file, borrowed where the file's own type and alignment allow.
 
 use half::bf16;
-
-/// A named tensor, row-major, outermost dimension first. Borrowed from the mapped file where the file's own type
-/// allows.
-#[derive(Clone, Debug)]
-pub struct HostTensor<'a> {
-    /// Its Hugging Face name.
-    pub name: String,
-    /// `[rows, columns]` of a matrix (rows are outputs), `[n]` of a norm or bias.
-    pub shape: Vec<usize>,
-    /// The values.
-    pub data: TensorData<'a>,
-}
-
-/// The values of a [`HostTensor`].
-#[derive(Clone, Debug)]
-pub enum TensorData<'a> {
-    /// Stored as bf16.
-    Bf16(Cow<'a, [bf16]>),
-    /// Stored as f32, or widened or dequantised to it without loss.
-    F32(Cow<'a, [f32]>),
-}
-
-impl<'a> HostTensor<'a> {
-    /// Number of values.
-    pub fn len(&self) -> usize {
-        match &self.data {
-            TensorData::Bf16(values) => values.len(),
-            TensorData::F32(values) => values.len(),
-        }
-    }
-
-    /// Whether it has no values.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The values as bf16, f32 rounded to nearest even; free if they are stored so.
-    pub fn to_bf16(&self) -> Cow<'_, [bf16]> {
-        match &self.data {
-            TensorData::Bf16(values) => Cow::Borrowed(values),
-            TensorData::F32(values) => Cow::Owned(round(values)),
-        }
-    }
-
-    /// Like [`HostTensor::to_bf16`], keeping the borrow of the file.
-    pub fn into_bf16(self) -> Cow<'a, [bf16]> {
-        match self.data {
-            TensorData::Bf16(values) => values,
-            TensorData::F32(values) => Cow::Owned(round(&values)),
-        }
-    }
-
-    /// The values as f32, exactly.
-    pub fn to_f32(&self) -> Cow<'_, [f32]> {
-        match &self.data {
-            TensorData::Bf16(values) => Cow::Owned(values.iter().map(|value| value.to_f32()).collect()),
-            TensorData::F32(values) => Cow::Borrowed(values),
-        }
-    }
-}
-
-fn round(values: &[f32]) -> Vec<bf16> {
-    values.iter().map(|value| bf16::from_f32(*value)).collect()
-}
+use std::borrow::Cow;
 
 /// bf16 values stored little-endian: borrowed if they are aligned and this machine has the file's byte order.
 pub(crate) fn bf16_from_bytes(bytes: &[u8]) -> Cow<'_, [bf16]> {

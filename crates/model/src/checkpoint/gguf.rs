@@ -4,7 +4,8 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use crate::gguf::{Gguf, TensorInfo};
-use crate::{Architecture, Error, HostTensor, ModelConfig, TensorData};
+use crate::{Architecture, Error, ModelConfig};
+use backend::{Tensor, TensorData};
 
 /// Llama 3.1's frequency divisors, read with the configuration.
 pub(crate) const ROPE_FREQS: &str = "rope_freqs.weight";
@@ -66,7 +67,7 @@ impl GgufWeights {
         }
     }
 
-    pub(super) fn tensor(&self, name: &str) -> Result<HostTensor<'_>, Error> {
+    pub(super) fn tensor(&self, name: &str) -> Result<Tensor<'_>, Error> {
         let (_, info) = self.find(name)?;
         let mut data = self.gguf.values(info);
         if let Some((q_heads, kv_heads)) = self.interleaved {
@@ -83,7 +84,7 @@ impl GgufWeights {
                 };
             }
         }
-        Ok(HostTensor { name: name.to_owned(), shape: info.shape.clone(), data })
+        Ok(Tensor { name: name.to_owned(), shape: info.shape.clone(), data })
     }
 
     pub(super) fn stored_bytes(&self, name: &str) -> Result<u64, Error> {

@@ -11,7 +11,8 @@ use crate::file::ModelFile;
 use crate::folder::Folder;
 use crate::json::Fields;
 use crate::tensor::{bf16_from_bytes, f32_from_bytes, f32_from_f16_bytes};
-use crate::{Error, HostTensor, ModelConfig, TensorData};
+use crate::{Error, ModelConfig};
+use backend::{Tensor, TensorData};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -95,7 +96,7 @@ impl SafetensorsWeights {
         }
     }
 
-    pub(super) fn tensor(&self, name: &str) -> Result<HostTensor<'_>, Error> {
+    pub(super) fn tensor(&self, name: &str) -> Result<Tensor<'_>, Error> {
         let entry = self.entry(name)?;
         let bytes = &self.shards[entry.shard].bytes()[entry.range.clone()];
         let data = match entry.dtype {
@@ -104,7 +105,7 @@ impl SafetensorsWeights {
             Dtype::F32 => TensorData::F32(f32_from_bytes(bytes)),
             other => unreachable!("{name} is {other:?}: types were checked when the file was opened"),
         };
-        Ok(HostTensor { name: name.to_owned(), shape: entry.shape.clone(), data })
+        Ok(Tensor { name: name.to_owned(), shape: entry.shape.clone(), data })
     }
 
     pub(super) fn stored_bytes(&self, name: &str) -> Result<u64, Error> {

@@ -4,8 +4,9 @@
 
 use super::rope::{Origin, RopeConfig, Scaling, Yarn, yarn_mscale};
 use super::{Architecture, ModelConfig};
+use crate::Error;
 use crate::gguf::{Gguf, Metadata};
-use crate::{Error, TensorData};
+use backend::TensorData;
 
 /// Keys that scale something this decoder does not scale. Architectures that use them are others, so their presence is
 /// refused.

@@ -1,6 +1,6 @@
 //! The model's weights on a backend: fused and packed there, the file no longer needed.
 
-use crate::{Checkpoint, Error, HostTensor, ModelConfig, TensorData};
+use crate::{Checkpoint, Error, ModelConfig};
 use backend::{Backend, Tensor, Weight, WeightPart, WeightRole};
 
 /// All of a model's weights.
@@ -95,13 +95,8 @@ impl<'a> Loader<'a> {
     }
 
     fn tensor(&mut self, name: &str) -> Result<Tensor<'a>, Error> {
-        let HostTensor { name, shape, data } = self.checkpoint.tensor(name)?;
-        self.done += self.checkpoint.stored_bytes(&name)?;
-        let data = match data {
-            TensorData::Bf16(elements) => backend::TensorData::Bf16(elements),
-            TensorData::F32(elements) => backend::TensorData::F32(elements),
-        };
-        Ok(Tensor { name, shape, data })
+        self.done += self.checkpoint.stored_bytes(name)?;
+        self.checkpoint.tensor(name)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The bundled model opens, and its tokenizer, text and template fit each other.
 
-use spindle_model::{ChatInput, Message, ModelSource, TensorData, needle_text, open};
+use backend::TensorData;
+use spindle_model::{ChatInput, Message, ModelSource, needle_text, open};
 
 #[test]
 fn it_opens_and_is_what_the_fixture_says() {
@@ -24,7 +25,7 @@ fn its_tensors_are_borrowed_bf16() {
     assert_eq!(specs.len(), 3 + 4 * 11);
     for spec in &specs {
         let tensor = opened.checkpoint.tensor(&spec.name).unwrap();
-        assert_eq!((&tensor.name, &tensor.shape, tensor.len()), (&spec.name, &spec.shape, spec.len()));
+        assert_eq!((&tensor.name, &tensor.shape, tensor.data.len()), (&spec.name, &spec.shape, spec.len()));
         assert!(matches!(tensor.data, TensorData::Bf16(std::borrow::Cow::Borrowed(_))), "{}", spec.name);
     }
     assert_eq!(opened.checkpoint.stored_bytes_total(), 6_825_472);

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use spindle_model::{Checkpoint, ModelConfig, ModelSource, TensorData, open, open_gguf_bytes};
+use backend::TensorData;
+use spindle_model::{Checkpoint, ModelConfig, ModelSource, open, open_gguf_bytes};
 
 use crate::gguf_writer::{Field, GgufWriter};
 use crate::tiny;
@@ -27,7 +28,7 @@ fn assert_same_weights(gguf: &Checkpoint, folder: &Checkpoint) {
     for spec in folder.tensors() {
         let (found, expected) = (gguf.tensor(&spec.name).unwrap(), folder.tensor(&spec.name).unwrap());
         assert_eq!(found.shape, expected.shape);
-        assert!(found.to_bf16() == expected.to_bf16(), "{} differs", spec.name);
+        assert!(found.data.to_bf16() == expected.data.to_bf16(), "{} differs", spec.name);
     }
 }
 

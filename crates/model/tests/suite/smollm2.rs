@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 
-use spindle_model::{ChatInput, Message, ModelSource, Opened, TensorData, open};
+use backend::TensorData;
+use spindle_model::{ChatInput, Message, ModelSource, Opened, open};
 
 /// The file below `target/models`, fetched if need be.
 fn opened() -> Option<Opened> {

@@ -3,7 +3,8 @@
 
 use std::path::PathBuf;
 
-use spindle_model::{ModelSource, Opened, TensorData, open};
+use backend::TensorData;
+use spindle_model::{ModelSource, Opened, open};
 
 pub(crate) const NAMES: [&str; 7] =
     ["llama", "llama3-scaled", "llama-linear", "mistral", "qwen2", "qwen2-yarn", "qwen3"];
@@ -53,12 +54,12 @@ fn every_tensor_is_read() {
             let tensor = checkpoint.tensor(&spec.name).unwrap();
             assert_eq!(tensor.shape, spec.shape);
             assert!(matches!(tensor.data, TensorData::Bf16(_)));
-            assert!(tensor.to_f32().iter().all(|value| value.is_finite()));
+            assert!(tensor.data.to_f32().iter().all(|value| value.is_finite()));
         }
         let output = checkpoint.tensor("lm_head.weight").unwrap();
         assert_eq!(output.name, "lm_head.weight");
         let embedding = checkpoint.tensor("model.embed_tokens.weight").unwrap();
-        assert_eq!(output.to_bf16() == embedding.to_bf16(), checkpoint.config().tied, "{name}");
+        assert_eq!(output.data.to_bf16() == embedding.data.to_bf16(), checkpoint.config().tied, "{name}");
     }
 }
 
@@ -105,7 +106,7 @@ fn shards_are_one_model() {
     let shards = open(&ModelSource::Folder(directory.clone())).unwrap().checkpoint;
     for spec in whole.tensors() {
         let (found, expected) = (shards.tensor(&spec.name).unwrap(), whole.tensor(&spec.name).unwrap());
-        assert!(found.to_bf16() == expected.to_bf16(), "{} differs", spec.name);
+        assert!(found.data.to_bf16() == expected.data.to_bf16(), "{} differs", spec.name);
     }
     assert_eq!(shards.stored_bytes_total(), whole.stored_bytes_total());
     drop(shards);
@@ -119,7 +120,7 @@ fn other_float_types_are_widened_and_rounded() {
     let config = whole.config().clone();
     let stored: Vec<(String, Vec<usize>, Vec<u8>, Dtype)> = (whole.checkpoint.tensors().into_iter().enumerate())
         .map(|(i, spec)| {
-            let values = whole.checkpoint.tensor(&spec.name).unwrap().to_f32().into_owned();
+            let values = whole.checkpoint.tensor(&spec.name).unwrap().data.to_f32();
             // f32 with a tail that rounds away; f16 where every bf16 value of this model fits it
             match i % 2 {
                 0 => {
@@ -142,7 +143,7 @@ fn other_float_types_are_widened_and_rounded() {
         let (found, expected) = (mixed.tensor(name).unwrap(), whole.checkpoint.tensor(name).unwrap());
         assert!(matches!(found.data, TensorData::F32(_)));
         let tolerance = if *dtype == Dtype::F32 { 0.004 } else { 0.0 };
-        for (found, expected) in found.to_bf16().iter().zip(expected.to_f32().iter()) {
+        for (found, expected) in found.data.to_bf16().iter().zip(expected.data.to_f32().iter()) {
             let error = (found.to_f32() - expected).abs();
             assert!(error <= tolerance * expected.abs() + 3e-8, "{name}: {found} is not {expected}");
         }
