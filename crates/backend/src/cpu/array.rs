@@ -1,6 +1,7 @@
 //! Zeroed, 64-byte aligned memory that ops share.
 
 use crate::BackendError;
+use memmap2::MmapMut;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -27,7 +28,13 @@ unsafe impl Plain for u32 {}
 pub struct Array<T: Plain> {
     start: NonNull<T>,
     len: usize,
+    /// Where the elements are, if not on the heap.
+    mapping: Option<MmapMut>,
 }
+
+/// Arrays from here on are mapped by themselves: zero without being written, and in huge pages where the system has
+/// them, because the frames of a head lie a row apart and would miss the TLB each.
+const MAPPED_LEAST: usize = 4 << 20;
 
 // SAFETY: plain memory; who may touch it when is the contract of `part`.
 unsafe impl<T: Plain> Send for Array<T> {}
@@ -41,16 +48,22 @@ impl<T: Plain> Array<T> {
     /// The system refuses the memory.
     pub fn zeros(what: &'static str, len: usize) -> Result<Self, BackendError> {
         let layout = Self::layout(len);
+        let refused = BackendError::OutOfMemory {
+            what,
+            bytes: layout.size() as u64,
+            hint: "lower --kv-memory, --max-lanes or --prefill-tokens",
+        };
+        if layout.size() >= MAPPED_LEAST {
+            let Ok(mut mapping) = MmapMut::map_anon(layout.size()) else { return Err(refused) };
+            #[cfg(target_os = "linux")]
+            // A system without huge pages refuses the advice; then pages are small.
+            let _ = mapping.advise(memmap2::Advice::HugePage);
+            let start = NonNull::new(mapping.as_mut_ptr().cast::<T>()).expect("a mapping has an address");
+            return Ok(Array { start, len, mapping: Some(mapping) });
+        }
         // SAFETY: the layout is not empty.
         let start = unsafe { alloc_zeroed(layout) }.cast::<T>();
-        match NonNull::new(start) {
-            Some(start) => Ok(Array { start, len }),
-            None => Err(BackendError::OutOfMemory {
-                what,
-                bytes: layout.size() as u64,
-                hint: "lower --kv-memory, --max-lanes or --prefill-tokens",
-            }),
-        }
+        NonNull::new(start).map(|start| Array { start, len, mapping: None }).ok_or(refused)
     }
 
     /// A copy of `elements`.
@@ -104,7 +117,9 @@ impl<T: Plain> Array<T> {
 
 impl<T: Plain> Drop for Array<T> {
     fn drop(&mut self) {
-        // SAFETY: allocated by `zeros` with this layout.
-        unsafe { dealloc(self.start.as_ptr().cast(), Self::layout(self.len)) }
+        if self.mapping.is_none() {
+            // SAFETY: allocated by `zeros` with this layout.
+            unsafe { dealloc(self.start.as_ptr().cast(), Self::layout(self.len)) }
+        }
     }
 }

@@ -25,6 +25,9 @@ use std::ops::Range;
 /// Groups of one task: whole eights of pages.
 const TASK_GROUPS: usize = 32;
 
+/// How far ahead frames are asked for: they lie a row apart, where no hardware prefetcher looks.
+const PREFETCH_GROUPS: usize = 4;
+
 /// Largest `d`: four quarters of 64 codes.
 const WIDTH_MOST: usize = 256;
 
@@ -82,7 +85,7 @@ fn score_groups(rt: &CpuRuntime, lane: &Lane, i: usize, layer: usize, head: usiz
     SCRATCH.with_borrow_mut(|scratch| {
         for g in groups.clone() {
             let frame = rt.frame(lane.summary_rows[g], layer, head);
-            let next = lane.summary_rows[(g + 1).min(groups.end - 1)];
+            let next = lane.summary_rows[(g + PREFETCH_GROUPS).min(groups.end - 1)];
             let next = rt.frame(next, layer, head).as_ptr().cast();
             rt.isa.run(Widen { frame, layout, scratch });
             let codes = match padded_row_bytes(d) == layout.row_bytes() {
@@ -251,8 +254,9 @@ impl<const H: usize> Kernel for TokenLogits<'_, H> {
             (a[h], b[h], shift[h]) = self.quantise::<S>(h, 4 * row_bytes);
         }
         for page in 0..GROUP_PAGES {
-            for line in 0..row_bytes / 8 {
-                S::prefetch(self.next.wrapping_add((page * row_bytes / 8 + line) * 64));
+            // Half a frame, `64 row_bytes`, a sixth a page.
+            for line in page * row_bytes / GROUP_PAGES..(page + 1) * row_bytes / GROUP_PAGES {
+                S::prefetch(self.next.wrapping_add(64 * line));
             }
             // SAFETY: 48 rows of codes and `[H][4][row_bytes]` weights are in bounds.
             let sums = unsafe {

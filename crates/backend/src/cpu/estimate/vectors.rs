@@ -32,12 +32,19 @@ pub(super) fn estimate(part: &Part<'_>) {
     });
 }
 
-/// One query head: `weights` are logits.
+/// One query head: `weights` are logits. Lane `j` of eight adds the weights of pages `j, j + 8, ...` of the list; each
+/// output is one chain of multiply-adds, pages ascending.
 struct Weighted<'a> {
-    weights: &'a mut [f32],
+    weights: &'a mut Vec<f32>,
     values: &'a [*const u16],
     partial: &'a mut [f32],
 }
+
+/// Pages whose values stay in the nearest cache while all channels are added.
+const BLOCK_PAGES: usize = 32;
+
+/// How many pages ahead values are asked for.
+const PREFETCH_PAGES: usize = 24;
 
 impl Kernel for Weighted<'_> {
     type Output = ();
@@ -45,26 +52,50 @@ impl Kernel for Weighted<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let d = self.partial.len() - 2;
-        let most = self.weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         self.partial.fill(0.0);
-        if most == f32::NEG_INFINITY {
-            self.partial[d] = most;
+        if self.values.is_empty() {
+            self.partial[d] = f32::NEG_INFINITY;
             return;
         }
-        let mut sum = 0.0;
-        for weight in self.weights.iter_mut() {
-            *weight = (*weight - most).exp();
-            sum += *weight;
+        self.weights.resize(self.values.len().next_multiple_of(8), f32::NEG_INFINITY);
+        let (mut most, mut sum) = (S::splat(f32::NEG_INFINITY), S::splat(0.0));
+        for x in self.weights.chunks_exact(8) {
+            // SAFETY: eight elements.
+            most = unsafe { S::max(S::load(x.as_ptr()), most) };
         }
-        let total = PAGE_TOKENS as f32 * sum;
-        for c in (0..d).step_by(8) {
-            let mut acc = S::splat(0.0);
-            for (weight, values) in self.weights.iter().zip(self.values) {
-                // SAFETY: `values` points to `d` elements of a frame.
-                acc = unsafe { S::fma(S::splat(*weight), S::load_bf16(values.add(c)), acc) };
+        let most = S::largest(most);
+        for x in self.weights.chunks_exact_mut(8) {
+            // SAFETY: eight elements.
+            unsafe {
+                let weight = S::exp(S::sub(S::load(x.as_ptr()), S::splat(most)));
+                sum = S::add(sum, weight);
+                S::store(x.as_mut_ptr(), weight);
             }
-            // SAFETY: the partial has `d` elements, a multiple of eight.
-            unsafe { S::store(self.partial.as_mut_ptr().add(c), S::mul(acc, S::splat(1.0 / total))) };
+        }
+        let total = PAGE_TOKENS as f32 * S::sum(sum);
+        for (n, block) in self.values.chunks(BLOCK_PAGES).enumerate() {
+            let weights = &self.weights[n * BLOCK_PAGES..];
+            for c in (0..d).step_by(16) {
+                // SAFETY: every pointer is to `d` elements of a frame, a multiple of sixteen, as is the partial.
+                unsafe {
+                    let out = self.partial.as_mut_ptr().add(c);
+                    let (mut a, mut b) = (S::load(out), S::load(out.add(8)));
+                    for (j, (weight, values)) in weights.iter().zip(block).enumerate() {
+                        if c % 32 == 0 {
+                            let ahead = (n * BLOCK_PAGES + j + PREFETCH_PAGES).min(self.values.len() - 1);
+                            S::prefetch(self.values[ahead].wrapping_add(c).cast());
+                        }
+                        let weight = S::splat(*weight);
+                        a = S::fma(weight, S::load_bf16(values.add(c)), a);
+                        b = S::fma(weight, S::load_bf16(values.add(c + 8)), b);
+                    }
+                    S::store(out, a);
+                    S::store(out.add(8), b);
+                }
+            }
+        }
+        for x in &mut self.partial[..d] {
+            *x /= total;
         }
         self.partial[d] = most + total.ln();
     }
