@@ -266,7 +266,7 @@ fn prepare(backend: &CpuBackend, case: &Case) -> Bench {
         }
     }
     let identity: Vec<f32> =
-        (0..case.kv_heads * d * d).map(|i| f32::from(u8::from(i % (d * d) % (d + 1) == 0))).collect();
+        (0..case.kv_heads * d * d).map(|i| f32::from(u8::from((i % (d * d)).is_multiple_of(d + 1)))).collect();
     let name = "identity".to_string();
     let weight = Tensor { name, shape: vec![case.kv_heads, d, d], data: TensorData::F32(identity.into()) };
     let rotation = backend
