@@ -3,6 +3,7 @@
 
 use backend::cpu::CpuOptions;
 use engine::{Event, Request, RequestHandle, Source};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use testing::golden_run::needle_rig;
 
@@ -23,35 +24,47 @@ fn main() {
         request.ignore_eos = true;
         needle.engine.submit(request).expect("there is room")
     };
-    let stream = |seed| {
-        let handle = submit(64, seed, 100_000);
-        std::thread::spawn(move || gaps(handle))
-    };
-    let running: Vec<_> = (0..streams as u64).map(stream).collect();
-    std::thread::sleep(Duration::from_millis(500));
-    let start = Instant::now();
-    let mut first = None;
-    for event in submit(prompt_tokens, 99, 2) {
-        if let Event::Token(_) = event {
-            first.get_or_insert_with(|| start.elapsed());
+    let done = AtomicBool::new(false);
+    let (first, end, mut gaps) = std::thread::scope(|scope| {
+        let stream = |seed| {
+            let (submit, done) = (&submit, &done);
+            // Short enough that all of them and the prompt have rows; a stream that ends is followed by another.
+            scope.spawn(move || {
+                let mut all = Vec::new();
+                while !done.load(Ordering::Relaxed) {
+                    all.extend(gaps(submit(64, seed, 2000), done));
+                }
+                all
+            })
+        };
+        let running: Vec<_> = (0..streams as u64).map(stream).collect();
+        std::thread::sleep(Duration::from_millis(500));
+        let start = Instant::now();
+        let mut first = None;
+        for event in submit(prompt_tokens, 99, 2) {
+            if let Event::Token(_) = event {
+                first.get_or_insert_with(|| start.elapsed());
+            }
         }
-    }
-    let end = start.elapsed();
-    drop(needle);
+        let end = start.elapsed();
+        done.store(true, Ordering::Relaxed);
+        let joined = running.into_iter().map(|thread| thread.join().expect("the reader does not panic"));
+        (first, end, joined.flatten().collect::<Vec<_>>())
+    });
+    let first = first.unwrap_or_default();
     println!("{prompt_tokens} tokens beside {streams} streams: first token after {first:.1?}, end after {end:.1?}");
-    for thread in running {
-        let mut gaps = thread.join().expect("the reader does not panic");
-        gaps.sort();
+    gaps.sort();
+    if let [.., longest] = gaps[..] {
         let at = |share: f64| gaps[((gaps.len() - 1) as f64 * share) as usize];
-        println!("{} tokens: median {:.1?}, 99 % {:.1?}, longest {:.1?}", gaps.len(), at(0.5), at(0.99), at(1.0));
+        println!("{} gaps: median {:.1?}, 99 % {:.1?}, longest {longest:.1?}", gaps.len(), at(0.5), at(0.99));
     }
 }
 
-/// The times between a stream's tokens, the first token aside.
-fn gaps(handle: RequestHandle) -> Vec<Duration> {
+/// The times between a stream's tokens, the first token aside, until it ends or is not wanted any more.
+fn gaps(handle: RequestHandle, done: &AtomicBool) -> Vec<Duration> {
     let mut last: Option<Instant> = None;
     let mut gaps = Vec::new();
-    for event in handle {
+    for event in handle.take_while(|_| !done.load(Ordering::Relaxed)) {
         if let Event::Token(_) = event {
             let now = Instant::now();
             gaps.extend(last.replace(now).map(|before| now - before));
