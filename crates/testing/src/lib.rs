@@ -1,5 +1,7 @@
 //! What tests share: golden data, a decoder without an engine, conformance suites, naive models. Dev-dependency only.
 
+pub mod conformance;
+
 pub mod golden;
 
 pub mod golden_run;

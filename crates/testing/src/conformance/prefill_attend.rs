@@ -1,0 +1,50 @@
+//! `prefill_attend`.
+
+use super::fixture::{Factory, Fixture, Heads, KeysValues, Random, check_error};
+use backend::reference::attend::attend as reference;
+
+/// Units that begin and end around tiles and blocks of keys, all heads and groups.
+pub fn prefill_attend(factory: Factory<'_>) {
+    let shapes = [(1, 1, 16), (2, 2, 64), (1, 4, 128), (1, 8, 64), (3, 3, 80), (1, 7, 48), (1, 2, 256)];
+    for (kv_heads, group, head_dim) in shapes {
+        let heads = Heads { kv_heads, group, head_dim };
+        for (first, n) in [(0, 1), (0, 3), (0, 113), (127, 2), (128, 1), (120, 140), (1000, 23)] {
+            check(factory, heads, first, n);
+        }
+    }
+}
+
+fn check(factory: Factory<'_>, heads: Heads, first: usize, n: usize) {
+    let (d, q_heads, group, tokens) = (heads.head_dim, heads.q_heads(), heads.group, first + n);
+    let capacity = tokens + 5;
+    let fixture = Fixture::new(factory, heads, 1, capacity, 3);
+    let mut random = Random((first * 1000 + n) as u64);
+    let kv = KeysValues::random(&mut random, heads, capacity);
+    let staging = fixture.backend.staging(&fixture.shape, capacity).expect("staging");
+    let staged: Vec<f32> = (0..heads.kv_heads)
+        .flat_map(|head| {
+            let (k, v) = kv.head(head, d);
+            [k, v].concat()
+        })
+        .collect();
+    fixture.runtime.write(&staging, &staged);
+    let queries = random.normals(n * q_heads * d, 2.0);
+    let (q, out) = (fixture.buffer(n, q_heads * d, &queries), fixture.blank(n + 1, q_heads * d));
+    fixture.runtime.enqueue(&mut || {
+        fixture.runtime.prefill_attend(&staging, first, n, (&q).into(), out.from_row(1));
+    });
+    let got = &fixture.runtime.read(&out)[q_heads * d..];
+    let (mut plain, mut exact) = (Vec::new(), Vec::new());
+    for i in 0..n {
+        for head in 0..heads.kv_heads {
+            let at = (i * q_heads + head * group) * d;
+            let (k, v) = kv.head(head, d);
+            let (k, v) = (&k[..(first + i + 1) * d], &v[..(first + i + 1) * d]);
+            let q = &queries[at..at + group * d];
+            plain.extend(reference::<f32>(q, k, v, d).0);
+            exact.extend(reference::<f64>(q, k, v, d).0);
+        }
+    }
+    // Each block may rescale what came before: a few roundings more than one softmax.
+    check_error(&format!("prefill_attend of {heads:?}, {n} tokens behind {first}"), got, &plain, &exact, 8.0);
+}

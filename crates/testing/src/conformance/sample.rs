@@ -1,0 +1,133 @@
+//! `sample`.
+
+use super::fixture::{Factory, Fixture, Heads, Random, all_exact, check_error};
+use backend::reference::sample as reference;
+use backend::{LaneOutput, SampleTarget, Sampling};
+use kv::{LaneId, TokenId};
+
+const HEADS: Heads = Heads { kv_heads: 1, group: 1, head_dim: 16 };
+
+/// Runs `steps` steps of lanes that all see `logits`, after one lane for each of `samplings` was started.
+fn run(fixture: &Fixture, logits: &[f32], samplings: &[Sampling], steps: usize) -> Vec<Vec<LaneOutput>> {
+    let vocab = logits.len();
+    for (lane, sampling) in samplings.iter().enumerate() {
+        fixture.start(lane, 4, all_exact(), sampling.clone());
+    }
+    let buffer = fixture.buffer(samplings.len(), vocab, &logits.repeat(samplings.len()));
+    let lanes: Vec<usize> = (0..samplings.len()).collect();
+    let step = |_| fixture.step(&lanes, || fixture.runtime.sample((&buffer).into(), SampleTarget::Lanes)).lanes;
+    (0..steps).map(step).collect()
+}
+
+/// Greedy: the first of the largest; log-probabilities of penalised logits; suppressed tokens until `min_tokens`.
+pub fn greedy(factory: Factory<'_>) {
+    for vocab in [1, 3, 113, 1023] {
+        let mut random = Random(vocab as u64);
+        let mut logits = random.normals(vocab, 3.0);
+        let largest = logits.iter().copied().fold(f32::MIN, f32::max) + 1.0;
+        logits[vocab / 2] = largest;
+        logits[vocab - 1] = largest;
+        let plain = Sampling { top_logprobs: vocab.min(7), ..Sampling::default() };
+        let penalised = Sampling {
+            repetition_penalty: 1.3,
+            presence_penalty: 0.4,
+            frequency_penalty: 0.2,
+            logit_bias: vec![(0, 0.5), ((vocab / 3) as TokenId, -0.25)],
+            ..plain.clone()
+        };
+        let patient = Sampling { suppressed: vec![(vocab / 2) as TokenId], min_tokens: 2, ..plain.clone() };
+        let samplings = [plain, penalised, patient];
+        let fixture = Fixture::new(factory, HEADS, 3, 32, vocab);
+        let steps = run(&fixture, &logits, &samplings, 4);
+        for (lane, sampling) in samplings.iter().enumerate().filter(|(lane, _)| *lane < 2 || vocab > 1) {
+            let mut counts = vec![0; vocab];
+            for (generated, step) in steps.iter().enumerate() {
+                let got = &step[lane];
+                check_greedy(got, &logits, sampling, &counts, generated);
+                assert_eq!(got.exact_tokens, 5 + generated, "every token is exact");
+                counts[got.token as usize] += u32::from(lane == 1);
+            }
+        }
+    }
+}
+
+fn check_greedy(got: &LaneOutput, logits: &[f32], s: &Sampling, counts: &[u32], generated: usize) {
+    let what = format!("greedy step {generated} over {} tokens", logits.len());
+    let in_prompt = vec![false; logits.len()];
+    let plain_logits = reference::adjusted::<f32>(logits, s, counts, &in_prompt, generated);
+    let exact_logits = reference::adjusted::<f64>(logits, s, counts, &in_prompt, generated);
+    let (plain, exact) = (reference::log_softmax(&plain_logits), reference::log_softmax(&exact_logits));
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|a, b| plain_logits[*b].total_cmp(&plain_logits[*a]).then(a.cmp(b)));
+    assert_eq!(got.token as usize, order[0], "{what}: the first of the largest");
+    let top: Vec<usize> = got.top.iter().map(|(token, _)| *token as usize).collect();
+    assert_eq!(top, order[..s.top_logprobs], "{what}: the most likely tokens");
+    let got: Vec<f32> = got.top.iter().map(|(_, x)| *x).chain([got.logprob]).collect();
+    let at = |x: usize| top.iter().copied().chain([order[0]]).nth(x).expect("inside");
+    let plain: Vec<f32> = (0..got.len()).map(|i| plain[at(i)]).collect();
+    let exact: Vec<f64> = (0..got.len()).map(|i| exact[at(i)]).collect();
+    // The sum of exponentials has its own order: a few roundings of the logits' size.
+    let largest = logits.iter().fold(1.0_f32, |a, b| a.max(b.abs()));
+    let shift = |x: Vec<f32>| x.into_iter().chain([largest]).collect::<Vec<f32>>();
+    let exact: Vec<f64> = exact.into_iter().chain([f64::from(largest)]).collect();
+    check_error(&what, &shift(got), &shift(plain), &exact, 4.0);
+}
+
+/// Draws follow the filtered distribution, and depend on seed, choice and position alone.
+pub fn draws(factory: Factory<'_>) {
+    let (vocab, lanes, steps) = (37, 32, 256);
+    let logits = Random(11).normals(vocab, 2.0);
+    let base = Sampling { temperature: 0.8, ..Sampling::default() };
+    for sampling in [
+        base.clone(),
+        Sampling { top_k: 5, ..base.clone() },
+        Sampling { top_p: 0.7, ..base.clone() },
+        Sampling { min_p: 0.1, temperature: 1.7, ..base.clone() },
+        Sampling { top_k: 9, top_p: 0.9, min_p: 0.05, ..base },
+    ] {
+        let fixture = Fixture::new(factory, HEADS, lanes, steps + 8, vocab);
+        let seeded: Vec<Sampling> =
+            (0..lanes).map(|i| Sampling { seed: 7 + i as u64 / 2, choice: i as u32 % 2, ..sampling.clone() }).collect();
+        let outputs = run(&fixture, &logits, &seeded, steps);
+        let wide: Vec<f64> = logits.iter().map(|x| f64::from(*x)).collect();
+        let p = reference::probabilities(&wide, &sampling);
+        let mut counts = vec![0_usize; vocab];
+        outputs.iter().flatten().for_each(|output| counts[output.token as usize] += 1);
+        let draws = (lanes * steps) as f64;
+        for (token, p) in p.iter().enumerate() {
+            // Five standard deviations of a binomial, and one draw.
+            let (want, allowed) = (p * draws, 5.0 * (p * (1.0 - p) * draws).sqrt() + if *p > 0.0 { 1.0 } else { 0.0 });
+            let got = counts[token] as f64;
+            assert!((got - want).abs() <= allowed, "token {token}: {got} draws, {want} expected under {sampling:?}");
+        }
+        let alone = run(&fixture, &logits, &seeded[..1], steps);
+        let tokens = |x: &[Vec<LaneOutput>]| x.iter().map(|step| step[0].token).collect::<Vec<_>>();
+        assert_eq!(tokens(&alone), tokens(&outputs), "alone or in a batch, the same text");
+    }
+}
+
+/// Forced tokens replace drawn ones and report their own log-probability; a prefill's row serves all its lanes.
+pub fn targets(factory: Factory<'_>) {
+    let vocab = 19;
+    let logits = Random(5).normals(vocab, 2.0);
+    let fixture = Fixture::new(factory, HEADS, 3, 32, vocab);
+    for lane in 0..3 {
+        fixture.start(lane, 6, all_exact(), Sampling { top_logprobs: vocab, ..Sampling::default() });
+    }
+    let buffer = fixture.buffer(1, vocab, &logits);
+    let lanes = [LaneId(2), LaneId(0)];
+    fixture.runtime.enqueue(&mut || fixture.runtime.sample((&buffer).into(), SampleTarget::Prefill(&lanes)));
+    let output = fixture.runtime.collect_prefill().expect("the device works");
+    assert_eq!(output.lanes.iter().map(|o| o.lane).collect::<Vec<_>>(), lanes);
+    assert!(output.lanes.iter().all(|o| o.token == output.lanes[0].top[0].0 && o.exact_tokens == 6));
+
+    let input = backend::StepInput { active: vec![LaneId(1)], forced: vec![(LaneId(1), 3)], ..Default::default() };
+    let algorithms = backend::AlgorithmSet::default().with(super::fixture::ALGORITHM);
+    let key = backend::StepKey { bucket: 3, algorithms, measure_mass: false };
+    let ticket = fixture.runtime.launch(key, &input, &mut || {
+        fixture.runtime.sample((&buffer).into(), SampleTarget::Lanes);
+    });
+    let forced = fixture.runtime.collect(ticket).expect("the device works").lanes.remove(0);
+    assert_eq!(forced.token, 3);
+    assert_eq!(Some(&(3, forced.logprob)), forced.top.iter().find(|(token, _)| *token == 3));
+}

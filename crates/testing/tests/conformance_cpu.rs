@@ -1,0 +1,44 @@
+//! The CPU backend against the references, on every instruction set present.
+
+use backend::Backend;
+use backend::cpu::{CpuBackend, CpuOptions, Isa};
+use testing::conformance::{self as ops, Factory};
+
+/// Runs a suite on every instruction set, with two threads.
+fn on_cpu(suite: fn(Factory<'_>)) {
+    for isa in [Isa::Avx2, Isa::Portable] {
+        if !isa.is_available() {
+            println!("skipped on {}: this machine lacks it", isa.name());
+            continue;
+        }
+        let backend =
+            || -> Box<dyn Backend> { Box::new(CpuBackend::new(CpuOptions { threads: 2, isa }).expect("available")) };
+        println!("{}", isa.name());
+        suite(&backend);
+    }
+}
+
+macro_rules! suites {
+    ($($name:ident: $suite:path;)*) => {
+        $(#[test]
+        fn $name() {
+            on_cpu($suite);
+        })*
+    };
+}
+
+suites! {
+    embed: ops::elementwise::embed;
+    add_norm: ops::elementwise::add_norm;
+    silu_mul: ops::elementwise::silu_mul;
+    gemm: ops::gemm::gemm;
+    gemm_fuse: ops::gemm::fuse;
+    staging: ops::staging::round_trip;
+    qkv_append: ops::qkv_append::qkv_append;
+    prefill_attend: ops::prefill_attend::prefill_attend;
+    attend_row_tables: ops::attend::row_tables;
+    merge: ops::merge::merge;
+    sample_greedy: ops::sample::greedy;
+    sample_draws: ops::sample::draws;
+    sample_targets: ops::sample::targets;
+}
