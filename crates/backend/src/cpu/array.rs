@@ -1,8 +1,7 @@
-//! Zeroed, 64-byte aligned memory that ops share.
+//! Zeroed, page-aligned memory that ops share.
 
 use crate::BackendError;
-use memmap2::MmapMut;
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use memmap2::{MmapMut, MmapOptions};
 use std::ops::Range;
 use std::ptr::NonNull;
 
@@ -25,16 +24,18 @@ unsafe impl Plain for u32 {}
 ///
 /// Ops run one after the other, and inside an op every element has one writer: that is what makes the shared
 /// `&mut` of [`Array::part`] sound, and why it is `unsafe`.
+///
+/// Large arrays ask for huge pages: K and V are read a few KiB at a time from all over the pool, and with small pages
+/// each visit begins with a walk of the page table.
 pub struct Array<T: Plain> {
     start: NonNull<T>,
     len: usize,
-    /// Where the elements are, if not on the heap.
-    mapping: Option<MmapMut>,
+    /// Owns the memory; from its first byte to `start` there is less than a huge page.
+    _map: MmapMut,
 }
 
-/// Arrays from here on are mapped by themselves: zero without being written, and in huge pages where the system has
-/// them, because the frames of a head lie a row apart and would miss the TLB each.
-const MAPPED_LEAST: usize = 4 << 20;
+/// Bytes of a huge page, and the least that asks for them.
+const HUGE_PAGE: usize = 2 << 20;
 
 // SAFETY: plain memory; who may touch it when is the contract of `part`.
 unsafe impl<T: Plain> Send for Array<T> {}
@@ -47,23 +48,21 @@ impl<T: Plain> Array<T> {
     /// # Errors
     /// The system refuses the memory.
     pub fn zeros(what: &'static str, len: usize) -> Result<Self, BackendError> {
-        let layout = Self::layout(len);
-        let refused = BackendError::OutOfMemory {
+        let bytes = len * size_of::<T>();
+        let align = if bytes < HUGE_PAGE { 1 } else { HUGE_PAGE };
+        let refused = |_| BackendError::OutOfMemory {
             what,
-            bytes: layout.size() as u64,
+            bytes: bytes as u64,
             hint: "lower --kv-memory, --max-lanes or --prefill-tokens",
         };
-        if layout.size() >= MAPPED_LEAST {
-            let Ok(mut mapping) = MmapMut::map_anon(layout.size()) else { return Err(refused) };
-            #[cfg(target_os = "linux")]
-            // A system without huge pages refuses the advice; then pages are small.
-            let _ = mapping.advise(memmap2::Advice::HugePage);
-            let start = NonNull::new(mapping.as_mut_ptr().cast::<T>()).expect("a mapping has an address");
-            return Ok(Array { start, len, mapping: Some(mapping) });
+        let mut map = MmapOptions::new().len(bytes.max(1) + align - 1).map_anon().map_err(refused)?;
+        if align > 1 {
+            ask_for_huge_pages(&map);
         }
-        // SAFETY: the layout is not empty.
-        let start = unsafe { alloc_zeroed(layout) }.cast::<T>();
-        NonNull::new(start).map(|start| Array { start, len, mapping: None }).ok_or(refused)
+        let first = map.as_mut_ptr();
+        let start = first.wrapping_add(first.align_offset(align));
+        let start = NonNull::new(start.cast::<T>()).expect("a mapping does not lie at zero");
+        Ok(Array { start, len, _map: map })
     }
 
     /// A copy of `elements`.
@@ -75,11 +74,6 @@ impl<T: Plain> Array<T> {
         // SAFETY: nobody else has the array yet.
         unsafe { array.part(0..elements.len()) }.copy_from_slice(elements);
         Ok(array)
-    }
-
-    fn layout(len: usize) -> Layout {
-        let bytes = (len * size_of::<T>()).max(64);
-        Layout::from_size_align(bytes, 64).expect("an array is smaller than the address space")
     }
 
     /// Elements.
@@ -115,11 +109,11 @@ impl<T: Plain> Array<T> {
     }
 }
 
-impl<T: Plain> Drop for Array<T> {
-    fn drop(&mut self) {
-        if self.mapping.is_none() {
-            // SAFETY: allocated by `zeros` with this layout.
-            unsafe { dealloc(self.start.as_ptr().cast(), Self::layout(self.len)) }
-        }
-    }
+/// A request, not a need: where the system declines, the array works all the same.
+#[cfg(target_os = "linux")]
+fn ask_for_huge_pages(map: &MmapMut) {
+    let _ = map.advise(memmap2::Advice::HugePage);
 }
+
+#[cfg(not(target_os = "linux"))]
+fn ask_for_huge_pages(_map: &MmapMut) {}

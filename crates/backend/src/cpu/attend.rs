@@ -21,6 +21,10 @@ const SPLIT_TOKENS: usize = SPLIT_PAGES * PAGE_TOKENS;
 /// Entries whose values are read together for each part of the output: their 8 KiB (head size 128) stay in L1.
 const VALUE_PAGES: usize = 4;
 
+/// How many entries before its use a page is asked for: at 1 KiB to 2 KiB each, enough bytes in flight to cover the
+/// latency of memory.
+const AHEAD: usize = 4;
+
 /// What one (lane, KV head) reads.
 #[derive(Clone, Copy)]
 enum List<'a> {
@@ -185,6 +189,21 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'a, '_, P> {
         (self.rt.frame(entry.row(), self.layer, self.head), entry.first(), entry.count())
     }
 
+    /// Asks for the keys (`half` 0) or values (1) of entry `i`; behind the last key come the first values.
+    #[inline(always)]
+    fn prefetch<S: Simd>(&self, mut i: usize, mut half: usize) {
+        if half == 0 && i >= self.entries.end {
+            (i, half) = (i - self.entries.end + self.entries.start, 1);
+        }
+        if i < self.entries.end {
+            let elements = PAGE_TOKENS * self.rt.shape.geometry.head_dim;
+            let first = self.page(i).0[half * elements..].as_ptr();
+            for line in (0..elements).step_by(32) {
+                S::prefetch(first.wrapping_add(line).cast());
+            }
+        }
+    }
+
     /// `H` heads from `g` on; `H * T` = 8 accumulators of `T` tokens at a time for logits, `C` sixteens of the output
     /// at a time for values. Returns `H`.
     ///
@@ -251,15 +270,19 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'a, '_, P> {
         let mut token = 0;
         for i in self.entries.clone() {
             let (frame, first, count) = self.page(i);
-            let next = if i + 1 < self.entries.end { self.page(i + 1).0.as_ptr() } else { frame.as_ptr() };
+            self.prefetch::<S>(i + AHEAD, 0);
             for t in (0..count).step_by(T) {
                 let place = |j: usize| (first + count.min(t + j + 1) - 1) * d;
                 let k: [*const u16; T] = std::array::from_fn(|j| frame[place(j)..].as_ptr());
+                let zero = S::splat(0.0);
                 let mut sums = [S::splat(0.0); 8];
                 for at in (0..d).step_by(16) {
                     // SAFETY: sixteen elements of each token and head.
                     unsafe {
-                        let halves: [(S::F, S::F); T] = std::array::from_fn(|j| S::load_bf16_even_odd(k[j].add(at)));
+                        let mut halves = [(zero, zero); T];
+                        for j in 0..T {
+                            halves[j] = S::load_bf16_even_odd(k[j].add(at));
+                        }
                         for h in 0..H {
                             let even = S::load(q.as_ptr().add(h * d + at));
                             let odd = S::load(q.as_ptr().add(h * d + at + 8));
@@ -269,9 +292,6 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'a, '_, P> {
                             }
                         }
                     }
-                }
-                for line in (t * d..(t + T) * d).step_by(32) {
-                    S::prefetch(next.wrapping_add(line).cast());
                 }
                 let mut logits = [0.0; 8];
                 // SAFETY: eight elements.
@@ -300,7 +320,8 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'a, '_, P> {
     ) -> usize {
         const STRIDE: usize = SPLIT_TOKENS + PAGE_TOKENS;
         let d = self.rt.shape.geometry.head_dim;
-        let mut sums = [[[S::splat(0.0); 2]; C]; H];
+        let zero = S::splat(0.0);
+        let mut sums = [[[zero; 2]; C]; H];
         let places: [*mut f32; H] = std::array::from_fn(|h| (self.place)(g + h)[column..].as_mut_ptr());
         // SAFETY: the columns are inside the head's output, and so are sixteens of each token's values.
         unsafe {
@@ -311,11 +332,16 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'a, '_, P> {
             }
             let mut token = 0;
             for i in pages {
+                if column == 0 {
+                    self.prefetch::<S>(i + AHEAD, 1);
+                }
                 let (frame, first, count) = self.page(i);
                 let values = frame[(PAGE_TOKENS + first) * d + column..].as_ptr();
                 for t in 0..count {
-                    let v: [(S::F, S::F); C] =
-                        std::array::from_fn(|c| S::load_bf16_even_odd(values.add(t * d + 16 * c)));
+                    let mut v = [(zero, zero); C];
+                    for c in 0..C {
+                        v[c] = S::load_bf16_even_odd(values.add(t * d + 16 * c));
+                    }
                     for h in 0..H {
                         let weight = S::splat(*weights.as_ptr().add(h * STRIDE + token + t));
                         for c in 0..C {

@@ -53,7 +53,9 @@ pub(super) fn gemm(rt: &CpuRuntime, batch: Batch, x: View<'_>, weight: &Weight, 
         rt.threads.each(row_blocks * panel_blocks, cost, |i| {
             let (block, panel) = (even_part(n, row_blocks, i % row_blocks), i / row_blocks * BLOCK_PANELS);
             let panels = panel..panels.min(panel + BLOCK_PANELS);
-            rt.isa.run(Block { product: &product, first: block.0, rows: block.1, panels });
+            scratch::with(BLOCK_INPUTS * (PANEL + block.1), |scratch| {
+                rt.isa.run(Block { product: &product, first: block.0, rows: block.1, panels, scratch });
+            });
         });
     }
 }
@@ -199,30 +201,31 @@ struct Block<'a> {
     first: usize,
     rows: usize,
     panels: std::ops::Range<usize>,
+    scratch: &'a mut [f32],
 }
 
 impl Kernel for Block<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self) {
-        scratch::with(BLOCK_INPUTS * (PANEL + BLOCK_ROWS), |mut rest| {
-            let wide = scratch::cut(&mut rest, BLOCK_INPUTS * PANEL);
-            let k = self.product.matrix.in_features;
-            for at in (0..k).step_by(BLOCK_INPUTS) {
-                let inputs = BLOCK_INPUTS.min(k - at);
-                // Contiguous rows: at a stride of a power of two they would fall into few sets of L1.
-                for r in 0..self.rows {
-                    let source = &self.product.x[(self.first + r) * k + at..][..inputs];
-                    rest[r * inputs..(r + 1) * inputs].copy_from_slice(source);
-                }
-                for panel in self.panels.clone() {
-                    let source = &self.product.matrix.panels.all()[(panel * k + at) * PANEL..][..inputs * PANEL];
-                    expand::<S>(source, wide);
-                    self.tiles::<S>(at, inputs, panel, rest, wide);
-                }
+    fn run<S: Simd>(mut self) {
+        let (wide, x) = std::mem::take(&mut self.scratch).split_at_mut(BLOCK_INPUTS * PANEL);
+        let k = self.product.matrix.in_features;
+        let mut at = 0;
+        while at < k {
+            let inputs = BLOCK_INPUTS.min(k - at);
+            // Contiguous rows: at a stride of a power of two they would fall into few sets of L1.
+            for r in 0..self.rows {
+                let source = &self.product.x[(self.first + r) * k + at..][..inputs];
+                x[r * inputs..(r + 1) * inputs].copy_from_slice(source);
             }
-        });
+            for panel in self.panels.clone() {
+                let source = &self.product.matrix.panels.all()[(panel * k + at) * PANEL..][..inputs * PANEL];
+                expand::<S>(source, wide);
+                self.tiles::<S>(at, inputs, panel, x, wide);
+            }
+            at += inputs;
+        }
     }
 }
 

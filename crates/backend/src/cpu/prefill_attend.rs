@@ -173,10 +173,10 @@ fn expand_keys<S: Simd>(source: &[u16], d: usize, keys: &mut [f32]) {
             for at in (0..d).step_by(8) {
                 // SAFETY: eight elements of each key that there is; eight rows of the panel.
                 unsafe {
-                    let rows = std::array::from_fn(|j| match first + j < count {
-                        true => S::load_bf16(source.as_ptr().add((first + j) * d + at)),
-                        false => S::splat(0.0),
-                    });
+                    let mut rows = [S::splat(0.0); 8];
+                    for (j, row) in rows.iter_mut().enumerate().take(count.saturating_sub(first)) {
+                        *row = S::load_bf16(source.as_ptr().add((first + j) * d + at));
+                    }
                     for (i, column) in S::transpose(rows).into_iter().enumerate() {
                         S::store(panel.as_mut_ptr().add((at + i) * PANEL + half * 8), column);
                     }
@@ -327,10 +327,11 @@ unsafe fn add_values_tile<S: Simd, const R: usize>(
         let values = &state.values[panel * BLOCK_KEYS * PANEL..][..BLOCK_KEYS * PANEL];
         // SAFETY: `sums` has `R` rows, `weights` is `[R][128]`, `values` `[128][16]`, and `computed` at most 128.
         unsafe {
-            let mut acc: [[S::F; 2]; R] = std::array::from_fn(|i| {
+            let mut acc = [[S::splat(0.0); 2]; R];
+            for (i, acc) in acc.iter_mut().enumerate() {
                 let (factor, row) = (S::splat(state.factor[r + i]), sums.as_ptr().add(i * t.d));
-                [S::mul(factor, S::load(row)), S::mul(factor, S::load(row.add(8)))]
-            });
+                *acc = [S::mul(factor, S::load(row)), S::mul(factor, S::load(row.add(8)))];
+            }
             tile::<S, R>(computed, weights.as_ptr(), BLOCK_KEYS, values.as_ptr(), &mut acc);
             for (i, row) in acc.into_iter().enumerate() {
                 S::store(sums.as_mut_ptr().add(i * t.d), row[0]);
