@@ -11,5 +11,3 @@ pub mod rig;
 pub mod solo;
 
 pub mod simulator;
-
-pub mod conformance;

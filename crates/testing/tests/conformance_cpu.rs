@@ -2,19 +2,20 @@
 
 use backend::Backend;
 use backend::cpu::{CpuBackend, CpuOptions, Isa};
-use testing::conformance::{self as ops, Factory};
+use testing::conformance::{self as ops, MakeBackend};
 
-/// Runs a suite on every instruction set, with two threads.
-fn on_cpu(suite: fn(Factory<'_>)) {
+/// Runs a suite on every instruction set.
+fn on_cpu(suite: fn(MakeBackend<'_>)) {
     for isa in [Isa::Avx2, Isa::Portable] {
         if !isa.is_available() {
             println!("skipped on {}: this machine lacks it", isa.name());
             continue;
         }
-        let backend =
-            || -> Box<dyn Backend> { Box::new(CpuBackend::new(CpuOptions { threads: 2, isa }).expect("available")) };
+        let make = |threads| -> Box<dyn Backend> {
+            Box::new(CpuBackend::new(CpuOptions { threads, isa }).expect("available"))
+        };
         println!("{}", isa.name());
-        suite(&backend);
+        suite(&make);
     }
 }
 

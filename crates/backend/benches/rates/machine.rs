@@ -40,6 +40,7 @@ impl Clock {
 fn thread_seconds() -> f64 {
     /// `CLOCK_THREAD_CPUTIME_ID` of Linux.
     const THREAD_TIME: i32 = 3;
+    // SAFETY: declared as the C library of 64-bit Linux has it.
     unsafe extern "C" {
         fn clock_gettime(clock: i32, time: *mut [i64; 2]) -> i32;
     }

@@ -1,6 +1,7 @@
 //! Rates of the heavy ops as shares of what the machine can do, both measured in the same run, round by round.
 //!
-//! `cargo bench -p spindle-backend -- [--rounds N] [--threads N | --clock thread] [--slice SECONDS] [--only TEXT] [--json FILE --commit HASH --date DATE]`
+//! `cargo bench -p spindle-backend -- [--rounds N] [--threads N | --clock thread] [--slice SECONDS] [--only TEXT]
+//! [--json FILE --commit HASH --date DATE]`
 //! With `--clock thread` there is one thread, and its time on a processor counts: for a machine that others use.
 //! Prints a table; every number is the median of the rounds.
 
@@ -90,8 +91,7 @@ fn main() {
     let options = CpuOptions { threads: args.threads, ..CpuOptions::default() };
     let backend = CpuBackend::new(options).expect("the detected instruction set is available");
     println!("{}; {}, {} threads", machine::name(), options.isa.name(), options.threads);
-    let mut cases: Vec<Case> = shapes::all(&backend);
-    cases.retain(|case| case.name.contains(&args.only));
+    let mut cases: Vec<Case> = shapes::all(&backend, &args.only);
     let read = machine::ReadBandwidth::new();
     let (mut flops, mut bytes) = (Vec::new(), Vec::new());
     for _ in 0..args.rounds {

@@ -23,25 +23,41 @@ pub(crate) struct Case {
     pub(crate) seconds: Vec<f64>,
 }
 
-/// Every case.
-pub(crate) fn all(backend: &CpuBackend) -> Vec<Case> {
-    let mut cases = Vec::new();
+/// Makes some cases.
+type Maker<'a> = Box<dyn Fn() -> Vec<Case> + 'a>;
+
+/// An op with everything that it takes.
+type Op = Box<dyn Fn() + Send + Sync>;
+
+/// Every case whose name contains `only`; the others are not even allocated.
+pub(crate) fn all(backend: &CpuBackend, only: &str) -> Vec<Case> {
+    let mut makers: Vec<(&str, Maker<'_>)> = Vec::new();
+    let one = |case: Case| vec![case];
     for [m, n, k] in [[512, 2048, 2048], [512, 1024, 256], [24, 2048, 2048]] {
-        cases.push(product(backend, m, n, k, (m == 512).then_some(0.6)));
+        makers.push(("gemm", Box::new(move || one(product(backend, m, n, k, (m == 512).then_some(0.6))))));
     }
     for [n, k] in [[16_384, 8_192], [131_072, 1_024]] {
-        cases.push(product(backend, 1, n, k, Some(0.7)));
+        makers.push(("gemm", Box::new(move || one(product(backend, 1, n, k, Some(0.7))))));
     }
-    cases.push(product(backend, 4, 16_384, 8_192, None));
+    makers.push(("gemm", Box::new(move || one(product(backend, 4, 16_384, 8_192, None)))));
     for (head_dim, group) in [(64, 2), (128, 4)] {
-        cases.push(prefill(backend, head_dim, group, 0, 512, Some(0.4)));
-        cases.push(prefill(backend, head_dim, group, 3_584, 512, Some(0.4)));
-        cases.push(prefill(backend, head_dim, group, 16_384, 1, None));
-        cases.push(decode(backend, head_dim, group));
+        for (first, n) in [(0, 512), (3_584, 512), (16_384, 1)] {
+            let target = (n > 1).then_some(0.4);
+            makers.push(("prefill", Box::new(move || one(prefill(backend, head_dim, group, first, n, target)))));
+        }
+        for order in [Rows::InOrder, Rows::Scattered] {
+            makers.push(("decode", Box::new(move || one(decode(backend, head_dim, group, order)))));
+        }
     }
-    cases.extend(small_step(backend));
+    makers.push(("needle", Box::new(|| small_step(backend))));
+    let wanted = makers.iter().filter(|(kind, _)| only.contains(kind) || !KINDS.iter().any(|kind| only.contains(kind)));
+    let mut cases: Vec<Case> = wanted.flat_map(|(_, make)| make()).collect();
+    cases.retain(|case| case.name.contains(only));
     cases
 }
+
+/// What the cases' names begin with, or contain.
+const KINDS: [&str; 4] = ["gemm", "prefill", "decode", "needle"];
 
 fn noise(count: usize) -> Vec<f32> {
     // Weyl's sequence: cheap, and no two neighbours alike.
@@ -143,10 +159,9 @@ fn selection() -> Selection {
     }
 }
 
-/// One lane of `tokens` tokens on a pool whose rows lie in a scattered order.
-fn start(runtime: &Arc<dyn Runtime>, tokens: usize, rows: usize) {
-    // A stride that is prime to the number of rows visits each once.
-    let row = |page: usize| RowId((page * 7_919 % rows) as u32);
+/// One lane of `tokens` tokens whose page `i` is row `i * stride % rows`; the stride is prime to the rows.
+fn start(runtime: &Arc<dyn Runtime>, tokens: usize, stride: usize, rows: usize) {
+    let row = |page: usize| RowId((page * stride % rows) as u32);
     runtime.start_lane(&LaneStart {
         lane: LaneId(0),
         algorithm: AlgorithmId(0),
@@ -164,39 +179,52 @@ fn key() -> StepKey {
     StepKey { bucket: 1, algorithms: AlgorithmSet::default().with(AlgorithmId(0)), measure_mass: false }
 }
 
-fn decode(backend: &CpuBackend, head_dim: usize, group: usize) -> Case {
-    // Three layers in turn: 64 MiB each, so that none is still in a cache when it is read again.
-    let (kv_heads, layers) = (2, 3);
+/// How a sequence's rows lie in the pool.
+#[derive(Clone, Copy, PartialEq)]
+enum Rows {
+    /// One after the other, one layer in a row: K and V are one stretch of memory.
+    InOrder,
+    /// In a scattered order, three layers in a row.
+    Scattered,
+}
+
+/// 64 MiB of K and V of one layer; three of them in turn, so that none is still in a cache when it is read again.
+fn decode(backend: &CpuBackend, head_dim: usize, group: usize, order: Rows) -> Case {
+    let kv_heads = 2;
+    let (layers, pools) = if order == Rows::InOrder { (1, 3) } else { (3, 1) };
     let geometry = Geometry { layers, kv_heads, head_dim };
     let tokens = (64 << 20) / (kv_heads * head_dim * 4);
     let rows = geometry::pages(tokens);
     let q_heads = kv_heads * group;
-    let runtime = runtime(backend, geometry, q_heads, rows, tokens);
     let frame: Vec<u8> =
         noise(geometry.frame_elements()).iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect();
-    for row in 0..rows {
-        for layer in 0..layers {
-            (0..kv_heads).for_each(|head| runtime.write_frame(RowId(row as u32), layer, head, &frame));
+    let filled_runtime = |_| {
+        let runtime = runtime(backend, geometry, q_heads, rows, tokens);
+        for frame_number in 0..rows * layers * kv_heads {
+            let (row, part) = (frame_number / (layers * kv_heads), frame_number % (layers * kv_heads));
+            runtime.write_frame(RowId(row as u32), part / kv_heads, part % kv_heads, &frame);
         }
-    }
-    let q = filled(backend, &runtime, 1, q_heads * head_dim);
-    let out = Partial {
-        output: filled(backend, &runtime, 1, q_heads * head_dim),
-        lse: filled(backend, &runtime, 1, q_heads),
+        runtime
     };
+    let runtimes: Vec<_> = (0..pools).map(filled_runtime).collect();
+    let q = filled(backend, &runtimes[0], 1, q_heads * head_dim);
+    let output = filled(backend, &runtimes[0], 1, q_heads * head_dim);
+    let out = Partial { output, lse: filled(backend, &runtimes[0], 1, q_heads) };
     let work = move |call: usize| {
-        start(&runtime, tokens, rows);
+        let runtime = &runtimes[call % pools];
+        start(runtime, tokens, if order == Rows::InOrder { 1 } else { 7_919 }, rows);
         let input = StepInput { active: vec![LaneId(0)], ..StepInput::default() };
         let ticket = runtime.launch(key(), &input, &mut || {
             runtime.attend(AlgorithmId(0), call % layers, PageSource::RowTable, (&q).into(), &out);
         });
         runtime.collect(ticket).expect("the device works");
     };
+    let how = if order == Rows::InOrder { "rows in order" } else { "rows scattered, 3 layers" };
     Case {
-        name: format!("decode attention, head {head_dim}, group {group}, 64 MiB of KV"),
+        name: format!("decode attention, head {head_dim}, group {group}, 64 MiB of KV, {how}"),
         limit: Limit::Bytes,
         amount: (64 << 20) as f64,
-        target: Some(0.7),
+        target: (order == Rows::InOrder).then_some(0.7),
         work: Box::new(work),
         seconds: Vec::new(),
     }
@@ -207,11 +235,11 @@ fn small_step(backend: &CpuBackend) -> Vec<Case> {
     const CALLS: usize = 100;
     let (geometry, hidden, mlp) = (Geometry { layers: 4, kv_heads: 2, head_dim: 64 }, 256, 512);
     let tokens = 1_024;
-    let case = |name: &str, op: &dyn Fn(&Arc<dyn Runtime>) -> Box<dyn Fn() + Send + Sync>| {
+    let case = |name: &str, op: &dyn Fn(&Arc<dyn Runtime>) -> Op| {
         let runtime = runtime(backend, geometry, 4, 128, tokens);
         let op = op(&runtime);
         let work = move |_: usize| {
-            start(&runtime, tokens, 127);
+            start(&runtime, tokens, 1, 128);
             let input = StepInput { active: vec![LaneId(0)], ..StepInput::default() };
             let ticket = runtime.launch(key(), &input, &mut || (0..CALLS).for_each(|_| op()));
             runtime.collect(ticket).expect("the device works");

@@ -1,7 +1,9 @@
 //! Exact attention over page lists.
 //!
-//! A task is one split of one list: 64 entries of one lane and KV head, all query heads of its group together, so
-//! that K and V are read once. Splits lie at fixed list positions and join in ascending order (invariant 3).
+//! A task is one split of one list: 64 entries of one lane and some KV heads, all query heads of a group together, so
+//! that K and V are read once. Splits lie at fixed list positions and join in ascending order (invariant 3); inside a
+//! split, blocks of four entries pass logits, softmax and values while they are in L1, the largest logit so far
+//! rescaling what came before.
 
 // Loops over constant ranges unroll into registers; iterators over arrays of registers do not always.
 #![allow(clippy::needless_range_loop)]
@@ -18,12 +20,18 @@ use std::ops::Range;
 /// Tokens of a split, at most.
 const SPLIT_TOKENS: usize = SPLIT_PAGES * PAGE_TOKENS;
 
-/// Entries whose values are read together for each part of the output: their 8 KiB (head size 128) stay in L1.
-const VALUE_PAGES: usize = 4;
+/// Entries of a block: K and V of 32 tokens are 16 KiB at head size 128.
+const BLOCK_PAGES: usize = 4;
 
-/// How many entries before its use a page is asked for: at 1 KiB to 2 KiB each, enough bytes in flight to cover the
-/// latency of memory.
-const AHEAD: usize = 4;
+/// Logits of a block: a tile may write past its last token.
+const BLOCK_LOGITS: usize = BLOCK_PAGES * PAGE_TOKENS + 8;
+
+/// How many entries before its use a page is asked for: enough bytes on their way to cover the latency of memory.
+const AHEAD: usize = 8;
+
+/// Frames of a row's neighbouring KV heads that one task reads together, where there are tasks enough: memory is
+/// fastest in long stretches.
+const STRETCH_BYTES: usize = 8 << 10;
 
 /// What one (lane, KV head) reads.
 #[derive(Clone, Copy)]
@@ -72,29 +80,40 @@ pub(super) fn attend(
     };
     // Splits of a lane: as many as its longest list has, so that a task's number gives its place.
     let splits_of = |lane| (0..kv_heads).map(|h| list(lane, h).len()).max().unwrap_or(0).div_ceil(SPLIT_PAGES);
-    let mut first_tasks = vec![0];
+    let mut first_splits = vec![0];
     for lane in 0..lanes.len() {
-        first_tasks.push(first_tasks[lane] + splits_of(lane) * kv_heads);
+        first_splits.push(first_splits[lane] + splits_of(lane));
     }
-    let tasks = first_tasks[lanes.len()];
-    rt.threads.each(tasks, tasks * group * SPLIT_TOKENS * d, |task| {
-        let lane = first_tasks.partition_point(|first| *first <= task) - 1;
-        let (split, head) = ((task - first_tasks[lane]) / kv_heads, (task - first_tasks[lane]) % kv_heads);
-        let list = list(lane, head);
+    let splits = first_splits[lanes.len()];
+    let together = match source {
+        PageSource::RowTable if splits >= 2 * rt.threads.count() => STRETCH_BYTES / rt.shape.geometry.page_bytes(),
+        _ => 1,
+    };
+    let together = together.clamp(1, kv_heads);
+    let parts = kv_heads.div_ceil(together);
+    rt.threads.each(splits * parts, splits * kv_heads * group * SPLIT_TOKENS * d, |task| {
+        let (split, part) = (task / parts, task % parts);
+        let lane = first_splits.partition_point(|first| *first <= split) - 1;
+        let split = split - first_splits[lane];
+        let heads = part * together..kv_heads.min((part + 1) * together);
+        let list = list(lane, heads.start);
         let entries = split * SPLIT_PAGES..list.len().min((split + 1) * SPLIT_PAGES);
         if entries.start >= entries.end {
             return;
         }
-        let q_head = lanes[lane].0 * rt.shape.q_heads + head * group;
-        let q = &queries[q_head * d..(q_head + group) * d];
+        let q_head = lanes[lane].0 * rt.shape.q_heads + heads.start * group;
+        let q_heads = heads.len() * group;
+        let q = &queries[q_head * d..(q_head + q_heads) * d];
         // SAFETY: this task alone has these heads' split.
-        let place = |g: usize| unsafe { split_place(rt, q_head + g, split) };
-        scratch::with((d + SPLIT_TOKENS + PAGE_TOKENS) * group + 16 * 3, |scratch| {
-            rt.isa.run(Split { rt, layer, head, list, entries, q, scratch, place });
+        let place = |i: usize| unsafe { split_place(rt, q_head + i, split) };
+        scratch::with(split_scratch(q_heads, d), |scratch| {
+            let pages = &Pages::resolve(rt, layer, heads.start, list, entries);
+            let head_stride = rt.shape.geometry.frame_elements();
+            rt.isa.run(Split { d, group, heads: heads.len(), head_stride, pages, q, scratch, place });
         });
     });
     // Joining a split costs little; it is spread where there are many.
-    rt.threads.each(lanes.len() * kv_heads, tasks * group * (d + 64), |task| {
+    rt.threads.each(lanes.len() * kv_heads, splits * kv_heads * group * (d + 64), |task| {
         let (lane, head) = (task / kv_heads, task % kv_heads);
         let splits = list(lane, head).len().div_ceil(SPLIT_PAGES);
         for g in 0..group {
@@ -131,47 +150,122 @@ unsafe fn split_place(rt: &CpuRuntime, q_head: usize, split: usize) -> &mut [f32
     unsafe { rt.work.splits.part(at..at + len) }
 }
 
-/// One split: logits of every token, their exponentials, and the weighted sum of values.
-struct Split<'a, 's, P> {
-    rt: &'a CpuRuntime,
-    layer: usize,
-    head: usize,
-    list: List<'a>,
-    entries: Range<usize>,
-    /// `[group][d]`.
-    q: &'a [f32],
+/// Where an entry's tokens lie.
+#[derive(Clone, Copy)]
+struct Page {
+    /// `[count][d]`
+    keys: *const u16,
+    /// `[count][d]`
+    values: *const u16,
+    count: usize,
+}
+
+/// The pages of a split, and those of the next one that it asks for when it ends.
+struct Pages {
+    pages: [Page; SPLIT_PAGES + AHEAD],
+    /// Pages of this split.
+    own: usize,
+    /// Those and the next one's.
+    all: usize,
+}
+
+impl Pages {
+    fn resolve(rt: &CpuRuntime, layer: usize, head: usize, list: List<'_>, entries: Range<usize>) -> Self {
+        let d = rt.shape.geometry.head_dim;
+        let all = list.len().min(entries.end + AHEAD) - entries.start;
+        let none = Page { keys: std::ptr::null(), values: std::ptr::null(), count: 0 };
+        let mut pages = [none; SPLIT_PAGES + AHEAD];
+        for (page, i) in pages[..all].iter_mut().zip(entries.start..) {
+            let entry = list.entry(i);
+            let (first, count) = (entry.first(), entry.count());
+            assert!(first + count <= PAGE_TOKENS, "an entry's tokens are in its page");
+            let (keys, values) = rt.frame(entry.row(), layer, head).split_at(PAGE_TOKENS * d);
+            *page = Page { keys: keys[first * d..].as_ptr(), values: values[first * d..].as_ptr(), count };
+        }
+        Pages { pages, own: entries.len(), all }
+    }
+}
+
+/// One split of some neighbouring KV heads.
+struct Split<'s, P> {
+    d: usize,
+    /// Query heads of a KV head.
+    group: usize,
+    /// KV heads.
+    heads: usize,
+    /// Elements from one KV head's frame to the next one's.
+    head_stride: usize,
+    /// Of the first KV head.
+    pages: &'s Pages,
+    /// `[heads * group][d]`
+    q: &'s [f32],
     scratch: &'s mut [f32],
-    /// Where head `g` of the group puts its output `[d]` and its log-sum-exp.
+    /// Where query head `i` puts its output `[d]` and its log-sum-exp.
     place: P,
 }
 
-impl<'a, P: Fn(usize) -> &'a mut [f32]> Kernel for Split<'a, '_, P> {
+/// What a split's blocks hand to each other, and their scratch.
+struct State<'s> {
+    /// `[heads * group][d]`, scaled; each sixteen as the even ones, then the odd ones, as a K row's load gives.
+    q: &'s mut [f32],
+    /// `[heads * group][8]`: sums of exponentials so far.
+    sums: &'s mut [f32],
+    /// `[heads * group]`: largest logits so far.
+    largest: &'s mut [f32],
+    /// `[4][BLOCK_LOGITS]`: logits of a block, then their exponentials.
+    weights: &'s mut [f32],
+}
+
+impl<'a, P: Fn(usize) -> &'a mut [f32]> Kernel for Split<'_, P> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self) {
-        let d = self.rt.shape.geometry.head_dim;
-        let group = self.q.len() / d;
+        let (d, q_heads) = (self.d, self.heads * self.group);
         let mut rest = std::mem::take(&mut self.scratch);
-        let q = cut(&mut rest, group * d);
-        let weights = cut(&mut rest, group * (SPLIT_TOKENS + PAGE_TOKENS));
-        split_even_odd(self.q, 1.0 / (d as f32).sqrt(), q);
-        let mut g = 0;
-        while g < group {
-            // SAFETY: `q` is `[group][d]` and `weights` `[group][SPLIT_TOKENS + 8]`.
-            g += unsafe {
-                match group - g {
-                    8.. => self.heads::<S, 8, 1, 1>(g, &q[g * d..], weights),
-                    4.. => self.heads::<S, 4, 2, 1>(g, &q[g * d..], weights),
-                    2.. => self.heads::<S, 2, 4, 2>(g, &q[g * d..], weights),
-                    _ => self.heads::<S, 1, 8, 2>(g, &q[g * d..], weights),
+        let mut state = State {
+            q: cut(&mut rest, q_heads * d),
+            sums: cut(&mut rest, q_heads * 8),
+            largest: cut(&mut rest, q_heads),
+            weights: cut(&mut rest, 4 * BLOCK_LOGITS),
+        };
+        split_even_odd(self.q, 1.0 / (d as f32).sqrt(), state.q);
+        state.sums.fill(0.0);
+        state.largest.fill(f32::NEG_INFINITY);
+        for i in 0..q_heads {
+            (self.place)(i)[..d].fill(0.0);
+        }
+        let mut first = 0;
+        while first < self.pages.own {
+            let block = first..self.pages.own.min(first + BLOCK_PAGES);
+            for head in 0..self.heads {
+                let mut g = 0;
+                while g < self.group {
+                    let i = head * self.group + g;
+                    // SAFETY: the block is inside the split, and so are this many heads from `i` on.
+                    g += unsafe {
+                        match self.group - g {
+                            4.. => self.block::<S, 4, 2, 1>(block.clone(), head, i, &mut state),
+                            2.. => self.block::<S, 2, 4, 2>(block.clone(), head, i, &mut state),
+                            _ => self.block::<S, 1, 8, 4>(block.clone(), head, i, &mut state),
+                        }
+                    };
                 }
-            };
+            }
+            first = block.end;
+        }
+        for i in 0..q_heads {
+            finish((self.place)(i), d, state.largest[i], state.sums[i * 8..(i + 1) * 8].iter().sum());
         }
     }
 }
 
-/// Scales queries and puts each sixteen as the even ones, then the odd ones: what a K row's load gives.
+/// Elements of a split's scratch, rounded up to cache lines.
+fn split_scratch(q_heads: usize, d: usize) -> usize {
+    q_heads * (d + 8) + q_heads + 4 * BLOCK_LOGITS + 4 * 16
+}
+
+/// Scales queries and puts each sixteen as the even ones, then the odd ones.
 #[inline(always)]
 fn split_even_odd(q: &[f32], scale: f32, out: &mut [f32]) {
     for (q, out) in q.chunks_exact(16).zip(out.chunks_exact_mut(16)) {
@@ -181,114 +275,131 @@ fn split_even_odd(q: &[f32], scale: f32, out: &mut [f32]) {
     }
 }
 
-impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'a, '_, P> {
-    /// The pages' frames in order, each with the first token and the count.
+/// Divides an output by its sum of weights, puts its elements back in order, and notes the log-sum-exp.
+#[inline(always)]
+fn finish(place: &mut [f32], d: usize, largest: f32, sum: f32) {
+    place[d] = largest + sum.ln();
+    let scale = 1.0 / sum;
+    for sixteen in place[..d].chunks_exact_mut(16) {
+        let mut ordered = [0.0; 16];
+        for i in 0..8 {
+            (ordered[2 * i], ordered[2 * i + 1]) = (sixteen[i] * scale, sixteen[i + 8] * scale);
+        }
+        sixteen.copy_from_slice(&ordered);
+    }
+}
+
+impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'_, P> {
+    /// What is asked for while page `i` is read: the page `AHEAD` of it, of this split or the next one.
     #[inline(always)]
-    fn page(&self, i: usize) -> (&'a [u16], usize, usize) {
-        let entry = self.list.entry(i);
-        (self.rt.frame(entry.row(), self.layer, self.head), entry.first(), entry.count())
+    fn ahead(&self, i: usize) -> Page {
+        self.pages.pages[(i + AHEAD).min(self.pages.all - 1)]
     }
 
-    /// Asks for the keys (`half` 0) or values (1) of entry `i`; behind the last key come the first values.
+    /// Asks for some elements: a few lines at a time, because a burst would hold the multiply-adds up.
     #[inline(always)]
-    fn prefetch<S: Simd>(&self, mut i: usize, mut half: usize) {
-        if half == 0 && i >= self.entries.end {
-            (i, half) = (i - self.entries.end + self.entries.start, 1);
-        }
-        if i < self.entries.end {
-            let elements = PAGE_TOKENS * self.rt.shape.geometry.head_dim;
-            let first = self.page(i).0[half * elements..].as_ptr();
-            for line in (0..elements).step_by(32) {
-                S::prefetch(first.wrapping_add(line).cast());
-            }
+    fn prefetch<S: Simd>(first: *const u16, elements: Range<usize>) {
+        for line in elements.step_by(32) {
+            S::prefetch(first.wrapping_add(line).cast());
         }
     }
 
-    /// `H` heads from `g` on; `H * T` = 8 accumulators of `T` tokens at a time for logits, `C` sixteens of the output
-    /// at a time for values. Returns `H`.
+    /// A block of one KV head for its `H` query heads from `i` on: `H * T` = 8 accumulators of `T` tokens at a time for
+    /// logits, `C` sixteens of the output at a time for values. Returns `H`.
     ///
     /// # Safety
-    /// `q` has `H` heads; `weights` has `H` rows of `SPLIT_TOKENS + PAGE_TOKENS`.
+    /// The pages and heads are inside the split.
     #[inline(always)]
-    unsafe fn heads<S: Simd, const H: usize, const T: usize, const C: usize>(
+    unsafe fn block<S: Simd, const H: usize, const T: usize, const C: usize>(
         &self,
-        g: usize,
-        q: &[f32],
-        weights: &mut [f32],
+        pages: Range<usize>,
+        head: usize,
+        i: usize,
+        state: &mut State<'_>,
     ) -> usize {
-        const STRIDE: usize = SPLIT_TOKENS + PAGE_TOKENS;
-        let d = self.rt.shape.geometry.head_dim;
+        let d = self.d;
         // SAFETY: by the caller's promise.
-        let tokens = unsafe { self.logits::<S, H, T>(q, weights) };
+        let tokens = unsafe { self.logits::<S, H, T>(pages.clone(), head, &state.q[i * d..], state.weights) };
         for h in 0..H {
-            let weights = &mut weights[h * STRIDE..][..tokens.next_multiple_of(8)];
+            let weights = &mut state.weights[h * BLOCK_LOGITS..][..tokens.next_multiple_of(8)];
             weights[tokens..].fill(f32::NEG_INFINITY);
-            let (largest, sum) = exponentials::<S>(weights);
-            let place = (self.place)(g + h);
-            place[..d].fill(0.0);
-            place[d] = largest + sum.ln();
-            place[d + 1] = sum;
-        }
-        let mut token = 0;
-        let mut i = self.entries.start;
-        while i < self.entries.end {
-            let pages = i..self.entries.end.min(i + VALUE_PAGES);
-            let mut column = 0;
-            while column < d {
-                // SAFETY: columns are inside the head, tokens inside the weights.
-                column += unsafe {
-                    match d - column >= 16 * C {
-                        true => self.values::<S, H, C>(g, pages.clone(), column, &weights[token..]),
-                        false => self.values::<S, H, 1>(g, pages.clone(), column, &weights[token..]),
-                    }
-                };
+            let sums = &mut state.sums[(i + h) * 8..][..8];
+            let before = state.largest[i + h];
+            let largest = largest_of::<S>(weights, before);
+            if before < largest && before > f32::NEG_INFINITY {
+                let factor = S::exp(S::splat(before - largest));
+                scale::<S>(sums, factor);
+                scale::<S>(&mut (self.place)(i + h)[..d], factor);
             }
-            token += pages.clone().map(|i| self.list.entry(i).count()).sum::<usize>();
-            i = pages.end;
+            state.largest[i + h] = largest;
+            exponentials::<S>(weights, largest, sums);
         }
-        for h in 0..H {
-            let place = (self.place)(g + h);
-            let scale = 1.0 / place[d + 1];
-            for sixteen in place[..d].chunks_exact_mut(16) {
-                let halves: [f32; 16] = std::array::from_fn(|i| sixteen[i] * scale);
-                for i in 0..8 {
-                    (sixteen[2 * i], sixteen[2 * i + 1]) = (halves[i], halves[i + 8]);
+        let mut column = 0;
+        while column < d {
+            // SAFETY: columns are inside the head; `weights` has the block's tokens.
+            column += unsafe {
+                match d - column >= 16 * C {
+                    true => self.values::<S, H, C>(pages.clone(), head, i, column, state.weights),
+                    false => self.values::<S, H, 1>(pages.clone(), head, i, column, state.weights),
                 }
-            }
+            };
         }
         H
     }
 
-    /// Scaled logits of every token of the split, one row of `weights` per head; returns the number of tokens.
+    /// Scaled logits of the block, one row of `weights` per query head; returns the number of tokens.
     ///
     /// # Safety
-    /// See `heads`.
+    /// See `block`; `q` has `H` heads.
     #[inline(always)]
-    unsafe fn logits<S: Simd, const H: usize, const T: usize>(&self, q: &[f32], weights: &mut [f32]) -> usize {
-        const STRIDE: usize = SPLIT_TOKENS + PAGE_TOKENS;
-        let d = self.rt.shape.geometry.head_dim;
+    unsafe fn logits<S: Simd, const H: usize, const T: usize>(
+        &self,
+        pages: Range<usize>,
+        head: usize,
+        q: &[f32],
+        weights: &mut [f32],
+    ) -> usize {
+        let (d, zero) = (self.d, S::splat(0.0));
         let mut token = 0;
-        for i in self.entries.clone() {
-            let (frame, first, count) = self.page(i);
-            self.prefetch::<S>(i + AHEAD, 0);
-            for t in (0..count).step_by(T) {
-                let place = |j: usize| (first + count.min(t + j + 1) - 1) * d;
-                let k: [*const u16; T] = std::array::from_fn(|j| frame[place(j)..].as_ptr());
-                let zero = S::splat(0.0);
-                let mut sums = [S::splat(0.0); 8];
+        for i in pages {
+            let Page { keys, count, .. } = self.pages.pages[i];
+            let (keys, ahead) = (keys.wrapping_add(head * self.head_stride), self.ahead(i).keys);
+            let ahead = ahead.wrapping_add(head * self.head_stride);
+            let mut t = 0;
+            while t < count {
+                Self::prefetch::<S>(ahead, t * d..(t + T) * d);
+                // Behind the last token, the last token again: what it gives is not kept.
+                let k: [*const u16; T] = std::array::from_fn(|j| keys.wrapping_add((t + j).min(count - 1) * d));
+                let mut sums = [zero; 8];
                 for at in (0..d).step_by(16) {
                     // SAFETY: sixteen elements of each token and head.
                     unsafe {
-                        let mut halves = [(zero, zero); T];
-                        for j in 0..T {
-                            halves[j] = S::load_bf16_even_odd(k[j].add(at));
-                        }
-                        for h in 0..H {
-                            let even = S::load(q.as_ptr().add(h * d + at));
-                            let odd = S::load(q.as_ptr().add(h * d + at + 8));
+                        // What is fewer stays in registers: the tokens' halves, or the heads' queries.
+                        if T <= H {
+                            let mut halves = [(zero, zero); T];
                             for j in 0..T {
-                                let sum = S::fma(halves[j].0, even, sums[h * T + j]);
-                                sums[h * T + j] = S::fma(halves[j].1, odd, sum);
+                                halves[j] = S::load_bf16_even_odd(k[j].add(at));
+                            }
+                            for h in 0..H {
+                                let q = q.as_ptr().add(h * d + at);
+                                let (even, odd) = (S::load(q), S::load(q.add(8)));
+                                for j in 0..T {
+                                    let sum = S::fma(halves[j].0, even, sums[h * T + j]);
+                                    sums[h * T + j] = S::fma(halves[j].1, odd, sum);
+                                }
+                            }
+                        } else {
+                            let mut queries = [(zero, zero); H];
+                            for h in 0..H {
+                                let q = q.as_ptr().add(h * d + at);
+                                queries[h] = (S::load(q), S::load(q.add(8)));
+                            }
+                            for j in 0..T {
+                                let (even, odd) = S::load_bf16_even_odd(k[j].add(at));
+                                for h in 0..H {
+                                    let sum = S::fma(even, queries[h].0, sums[h * T + j]);
+                                    sums[h * T + j] = S::fma(odd, queries[h].1, sum);
+                                }
                             }
                         }
                     }
@@ -298,31 +409,31 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'a, '_, P> {
                 unsafe { S::store(logits.as_mut_ptr(), S::sums(sums)) };
                 for h in 0..H {
                     // Places behind the page's last token are written by the next page, or by the caller.
-                    weights[h * STRIDE + token + t..][..T].copy_from_slice(&logits[h * T..(h + 1) * T]);
+                    weights[h * BLOCK_LOGITS + token + t..][..T].copy_from_slice(&logits[h * T..(h + 1) * T]);
                 }
+                t += T;
             }
             token += count;
         }
         token
     }
 
-    /// Adds the pages' weighted values to columns `column..column + 16 C` of every head's output; returns `16 C`.
+    /// Adds the block's weighted values to columns `column..column + 16 C` of the outputs; returns `16 C`.
     ///
     /// # Safety
-    /// The columns are inside the head; `weights` starts at the first page's first token.
+    /// See `block`; the columns are inside the head; `weights` has the block's tokens.
     #[inline(always)]
     unsafe fn values<S: Simd, const H: usize, const C: usize>(
         &self,
-        g: usize,
         pages: Range<usize>,
+        head: usize,
+        i: usize,
         column: usize,
         weights: &[f32],
     ) -> usize {
-        const STRIDE: usize = SPLIT_TOKENS + PAGE_TOKENS;
-        let d = self.rt.shape.geometry.head_dim;
-        let zero = S::splat(0.0);
+        let (d, zero) = (self.d, S::splat(0.0));
         let mut sums = [[[zero; 2]; C]; H];
-        let places: [*mut f32; H] = std::array::from_fn(|h| (self.place)(g + h)[column..].as_mut_ptr());
+        let places: [*mut f32; H] = std::array::from_fn(|h| (self.place)(i + h)[column..].as_mut_ptr());
         // SAFETY: the columns are inside the head's output, and so are sixteens of each token's values.
         unsafe {
             for h in 0..H {
@@ -332,21 +443,20 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'a, '_, P> {
             }
             let mut token = 0;
             for i in pages {
-                if column == 0 {
-                    self.prefetch::<S>(i + AHEAD, 1);
-                }
-                let (frame, first, count) = self.page(i);
-                let values = frame[(PAGE_TOKENS + first) * d + column..].as_ptr();
+                let Page { values, count, .. } = self.pages.pages[i];
+                let values = values.add(head * self.head_stride + column);
+                let ahead = self.ahead(i).values.wrapping_add(head * self.head_stride);
+                Self::prefetch::<S>(ahead, PAGE_TOKENS * column..PAGE_TOKENS * (column + 16 * C));
                 for t in 0..count {
-                    let mut v = [(zero, zero); C];
-                    for c in 0..C {
-                        v[c] = S::load_bf16_even_odd(values.add(t * d + 16 * c));
-                    }
+                    let mut w = [zero; H];
                     for h in 0..H {
-                        let weight = S::splat(*weights.as_ptr().add(h * STRIDE + token + t));
-                        for c in 0..C {
-                            sums[h][c][0] = S::fma(weight, v[c].0, sums[h][c][0]);
-                            sums[h][c][1] = S::fma(weight, v[c].1, sums[h][c][1]);
+                        w[h] = S::splat(*weights.as_ptr().add(h * BLOCK_LOGITS + token + t));
+                    }
+                    for c in 0..C {
+                        let (even, odd) = S::load_bf16_even_odd(values.add(t * d + 16 * c));
+                        for h in 0..H {
+                            sums[h][c][0] = S::fma(w[h], even, sums[h][c][0]);
+                            sums[h][c][1] = S::fma(w[h], odd, sums[h][c][1]);
                         }
                     }
                 }
@@ -363,23 +473,37 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'a, '_, P> {
     }
 }
 
-/// Logits to `e^(logit - largest)`; returns the largest and the sum. The length is a multiple of eight.
+/// The largest of `before` and the logits, whose number is a multiple of eight.
 #[inline(always)]
-fn exponentials<S: Simd>(weights: &mut [f32]) -> (f32, f32) {
-    let mut largest = S::splat(f32::NEG_INFINITY);
-    for eight in weights.chunks_exact(8) {
+fn largest_of<S: Simd>(logits: &[f32], before: f32) -> f32 {
+    let mut largest = S::splat(before);
+    for eight in logits.chunks_exact(8) {
         // SAFETY: eight elements.
         largest = S::max(largest, unsafe { S::load(eight.as_ptr()) });
     }
-    let largest = S::largest(largest);
-    let mut sum = S::splat(0.0);
-    for eight in weights.chunks_exact_mut(8) {
+    S::largest(largest)
+}
+
+/// `x *= factor`; the length is a multiple of eight.
+#[inline(always)]
+fn scale<S: Simd>(x: &mut [f32], factor: S::F) {
+    for eight in x.chunks_exact_mut(8) {
         // SAFETY: eight elements.
-        unsafe {
+        unsafe { S::store(eight.as_mut_ptr(), S::mul(S::load(eight.as_ptr()), factor)) };
+    }
+}
+
+/// Logits to `e^(logit - largest)`, which are also added to eight sums.
+#[inline(always)]
+fn exponentials<S: Simd>(weights: &mut [f32], largest: f32, sums: &mut [f32]) {
+    // SAFETY: `sums` has eight elements, and so has each piece.
+    unsafe {
+        let mut sum = S::load(sums.as_ptr());
+        for eight in weights.chunks_exact_mut(8) {
             let e = S::exp(S::sub(S::load(eight.as_ptr()), S::splat(largest)));
             S::store(eight.as_mut_ptr(), e);
             sum = S::add(sum, e);
         }
+        S::store(sums.as_mut_ptr(), sum);
     }
-    (largest, S::sum(sum))
 }

@@ -175,7 +175,7 @@ pub trait Simd: Copy {
     unsafe fn store_byte_pairs(high: *mut u64, low: *mut u64, v: Self::F);
     /// `256 high + low` of sixteen u16 each: the first eight, the last eight.
     fn join_u16(high: Self::I, low: Self::I) -> [Self::F; 2];
-    /// Asks for the cache line of `p`, if the instruction set can; any address is fine.
+    /// Asks for the cache line of `p` to be near (in L2), if the instruction set can; any address is fine.
     fn prefetch(p: *const u8);
 }
 

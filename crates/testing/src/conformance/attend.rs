@@ -1,24 +1,25 @@
 //! `attend` over row tables.
 
-use super::fixture::{ALGORITHM, Factory, Fixture, Heads, KeysValues, LAYER, Random, all_exact, check_error};
+use super::MakeBackend;
+use super::fixture::{ALGORITHM, Fixture, Heads, KeysValues, LAYER, Random, all_exact, check_error};
 use backend::reference::attend::attend as reference;
 use backend::{PageSource, Partial, Sampling};
 
 /// Lengths around pages and splits, all heads and groups.
-pub fn row_tables(factory: Factory<'_>) {
+pub fn row_tables(make: MakeBackend<'_>) {
     let shapes = [(1, 1, 16), (2, 2, 64), (1, 4, 128), (1, 8, 128), (3, 3, 80), (1, 7, 48), (2, 5, 32), (1, 2, 256)];
     for (kv_heads, group, head_dim) in shapes {
         let heads = Heads { kv_heads, group, head_dim };
         for lengths in [[1, 3, 113], [7, 8, 9], [1023, 511, 513], [512, 1, 1030]] {
-            check(factory, heads, lengths);
+            check(make, heads, lengths);
         }
     }
 }
 
-fn check(factory: Factory<'_>, heads: Heads, lengths: [usize; 3]) {
+fn check(make: MakeBackend<'_>, heads: Heads, lengths: [usize; 3]) {
     let (d, q_heads, group) = (heads.head_dim, heads.q_heads(), heads.group);
     let longest = lengths.into_iter().max().expect("three");
-    let fixture = Fixture::new(factory, heads, lengths.len(), longest, 3);
+    let fixture = Fixture::new(make, heads, lengths.len(), longest, 3);
     let mut random = Random(longest as u64 + d as u64);
     let lanes: Vec<KeysValues> = lengths.iter().map(|n| KeysValues::random(&mut random, heads, *n)).collect();
     for (lane, kv) in lanes.iter().enumerate() {

@@ -1,6 +1,7 @@
 //! `embed`, `add_norm`, `silu_mul`.
 
-use super::fixture::{Factory, Fixture, Heads, Random, bits, check_error};
+use super::MakeBackend;
+use super::fixture::{Fixture, Heads, Random, bits, check_error};
 use backend::reference::elementwise as reference;
 use backend::{Batch, TokenSource, WeightRole};
 
@@ -8,11 +9,11 @@ const WIDTHS: [usize; 6] = [1, 3, 16, 113, 256, 1023];
 const HEADS: Heads = Heads { kv_heads: 1, group: 1, head_dim: 16 };
 
 /// Rows of the packed table, bit for bit.
-pub fn embed(factory: Factory<'_>) {
+pub fn embed(make: MakeBackend<'_>) {
     for width in WIDTHS {
         let mut random = Random(width as u64);
         let vocab = 37;
-        let fixture = Fixture::new(factory, HEADS, 1, 8, vocab);
+        let fixture = Fixture::new(make, HEADS, 1, 8, vocab);
         let table = random.rounded(vocab * width, 1.0);
         let weight = fixture.weight(WeightRole::Embedding, &[vocab, width], &table);
         let tokens: Vec<u32> = (0..41).map(|i| (i * 7 % vocab) as u32).collect();
@@ -27,8 +28,8 @@ pub fn embed(factory: Factory<'_>) {
 }
 
 /// With and without a delta.
-pub fn add_norm(factory: Factory<'_>) {
-    let fixture = Fixture::new(factory, HEADS, 1, 8, 3);
+pub fn add_norm(make: MakeBackend<'_>) {
+    let fixture = Fixture::new(make, HEADS, 1, 8, 3);
     for width in WIDTHS {
         for with_delta in [false, true] {
             let (mut random, rows, eps) = (Random(width as u64), 5, 1e-5);
@@ -57,8 +58,8 @@ pub fn add_norm(factory: Factory<'_>) {
 }
 
 /// Gates from far below to far above zero.
-pub fn silu_mul(factory: Factory<'_>) {
-    let fixture = Fixture::new(factory, HEADS, 1, 8, 3);
+pub fn silu_mul(make: MakeBackend<'_>) {
+    let fixture = Fixture::new(make, HEADS, 1, 8, 3);
     for width in WIDTHS {
         let (mut random, rows) = (Random(width as u64), 4);
         let mut input = random.normals(rows * 2 * width, 4.0);

@@ -1,5 +1,6 @@
 //! What the suites share: a runtime with random pages and lanes, seeded numbers, the error rule.
 
+use super::MakeBackend;
 use backend::{
     AlgorithmId, AlgorithmSet, Backend, Buffer, LaneStart, Rope, Runtime, RuntimeShape, Sampling, StepInput, StepKey,
     Tensor, TensorData, Weight, WeightPart, WeightRole,
@@ -7,9 +8,6 @@ use backend::{
 use half::bf16;
 use kv::{Geometry, LaneId, PAGE_TOKENS, RowId, Selection, geometry};
 use std::sync::Arc;
-
-/// Makes the backend under test.
-pub type Factory<'a> = &'a dyn Fn() -> Box<dyn Backend>;
 
 /// Seeded numbers (SplitMix64).
 #[derive(Clone, Debug)]
@@ -137,11 +135,11 @@ pub const LAYER: usize = 1;
 pub const ALGORITHM: AlgorithmId = AlgorithmId(0);
 
 impl Fixture {
-    /// A runtime with `lanes` lanes of `max_tokens` tokens.
+    /// A runtime with `lanes` lanes of `max_tokens` tokens, on a backend of two threads.
     ///
     /// # Panics
     /// The backend refuses.
-    pub fn new(factory: Factory<'_>, heads: Heads, lanes: usize, max_tokens: usize, vocab: usize) -> Self {
+    pub fn new(make: MakeBackend<'_>, heads: Heads, lanes: usize, max_tokens: usize, vocab: usize) -> Self {
         let half = heads.head_dim / 2;
         let inv_freq = (0..half).map(|i| 10_000_f64.powf(-(i as f64) / half as f64)).collect();
         let shape = RuntimeShape {
@@ -153,7 +151,7 @@ impl Fixture {
             max_tokens,
             rope: Rope { inv_freq, attention_factor: 1.25 },
         };
-        let backend = factory();
+        let backend = make(2);
         let runtime = backend.runtime(&shape).expect("a runtime");
         Fixture { backend, runtime, shape, heads }
     }

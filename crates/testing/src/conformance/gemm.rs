@@ -1,14 +1,15 @@
 //! `gemm` and the packing of its weights.
 
-use super::fixture::{Factory, Fixture, Heads, Random, check_error, tensor};
+use super::MakeBackend;
+use super::fixture::{Fixture, Heads, Random, check_error, tensor};
 use backend::reference::gemm::gemm as reference;
 use backend::{BackendError, Batch, WeightPart, WeightRole};
 
 const HEADS: Heads = Heads { kv_heads: 1, group: 1, head_dim: 16 };
 
 /// Rows, outputs and inputs around the sizes of tiles, panels and blocks.
-pub fn gemm(factory: Factory<'_>) {
-    let fixture = Fixture::new(factory, HEADS, 1, 8, 3);
+pub fn gemm(make: MakeBackend<'_>) {
+    let fixture = Fixture::new(make, HEADS, 1, 8, 3);
     let rows = [1, 2, 3, 4, 5, 6, 7, 8, 13, 113];
     let shapes = [(1, 1), (3, 16), (16, 3), (17, 257), (48, 256), (113, 1023), (65, 512), (272, 64)];
     for (n, k) in shapes {
@@ -37,8 +38,8 @@ pub fn gemm(factory: Factory<'_>) {
 }
 
 /// Parts one below the other, biases where there are some; what does not fit is refused by name.
-pub fn fuse(factory: Factory<'_>) {
-    let fixture = Fixture::new(factory, HEADS, 1, 8, 3);
+pub fn fuse(make: MakeBackend<'_>) {
+    let fixture = Fixture::new(make, HEADS, 1, 8, 3);
     let (k, outputs) = (40, [24, 7, 33]);
     let mut random = Random(7);
     let weights: Vec<Vec<f32>> = outputs.iter().map(|n| random.rounded(n * k, 1.0)).collect();

@@ -1,13 +1,14 @@
 //! `merge`.
 
-use super::fixture::{ALGORITHM, Factory, Fixture, Heads, Random, all_exact, bits, check_error};
+use super::MakeBackend;
+use super::fixture::{ALGORITHM, Fixture, Heads, Random, all_exact, bits, check_error};
 use backend::reference::merge::merge as reference;
 use backend::{Partial, Sampling};
 
 /// Partials of ordinary, distant and empty sides.
-pub fn merge(factory: Factory<'_>) {
+pub fn merge(make: MakeBackend<'_>) {
     let heads = Heads { kv_heads: 2, group: 3, head_dim: 48 };
-    let fixture = Fixture::new(factory, heads, 2, 64, 3);
+    let fixture = Fixture::new(make, heads, 2, 64, 3);
     let mut random = Random(3);
     for lane in 0..2 {
         fixture.start(lane, 5, all_exact(), Sampling::default());

@@ -1,23 +1,24 @@
 //! `prefill_attend`.
 
-use super::fixture::{Factory, Fixture, Heads, KeysValues, Random, check_error};
+use super::MakeBackend;
+use super::fixture::{Fixture, Heads, KeysValues, Random, check_error};
 use backend::reference::attend::attend as reference;
 
 /// Units that begin and end around tiles and blocks of keys, all heads and groups.
-pub fn prefill_attend(factory: Factory<'_>) {
+pub fn prefill_attend(make: MakeBackend<'_>) {
     let shapes = [(1, 1, 16), (2, 2, 64), (1, 4, 128), (1, 8, 64), (3, 3, 80), (1, 7, 48), (1, 2, 256)];
     for (kv_heads, group, head_dim) in shapes {
         let heads = Heads { kv_heads, group, head_dim };
         for (first, n) in [(0, 1), (0, 3), (0, 113), (127, 2), (128, 1), (120, 140), (1000, 23)] {
-            check(factory, heads, first, n);
+            check(make, heads, first, n);
         }
     }
 }
 
-fn check(factory: Factory<'_>, heads: Heads, first: usize, n: usize) {
+fn check(make: MakeBackend<'_>, heads: Heads, first: usize, n: usize) {
     let (d, q_heads, group, tokens) = (heads.head_dim, heads.q_heads(), heads.group, first + n);
     let capacity = tokens + 5;
-    let fixture = Fixture::new(factory, heads, 1, capacity, 3);
+    let fixture = Fixture::new(make, heads, 1, capacity, 3);
     let mut random = Random((first * 1000 + n) as u64);
     let kv = KeysValues::random(&mut random, heads, capacity);
     let staging = fixture.backend.staging(&fixture.shape, capacity).expect("staging");

@@ -1,6 +1,7 @@
 //! `qkv_append`.
 
-use super::fixture::{Factory, Fixture, Heads, LAYER, Random, all_exact, bits, check_error};
+use super::MakeBackend;
+use super::fixture::{Fixture, Heads, LAYER, Random, all_exact, bits, check_error};
 use backend::reference::qkv_append::norm_and_rope as reference;
 use backend::{Batch, HeadNorms, KvTarget, Sampling, WeightRole};
 use half::bf16;
@@ -15,18 +16,18 @@ fn shapes() -> impl Iterator<Item = (Heads, bool)> {
 }
 
 /// Into staging, at positions that begin anywhere; and the same tokens on lanes give the same bits.
-pub fn qkv_append(factory: Factory<'_>) {
+pub fn qkv_append(make: MakeBackend<'_>) {
     for (heads, normed) in shapes() {
         for positions in [0..1, 0..19, 1020..1031] {
-            check(factory, heads, normed, positions);
+            check(make, heads, normed, positions);
         }
     }
 }
 
-fn check(factory: Factory<'_>, heads: Heads, normed: bool, positions: std::ops::Range<usize>) {
+fn check(make: MakeBackend<'_>, heads: Heads, normed: bool, positions: std::ops::Range<usize>) {
     let what = format!("qkv_append of {heads:?} at {positions:?}, normed {normed}");
     let (d, q_heads, n) = (heads.head_dim, heads.q_heads(), positions.len());
-    let fixture = Fixture::new(factory, heads, n, positions.end + 1, 3);
+    let fixture = Fixture::new(make, heads, n, positions.end + 1, 3);
     let mut random = Random(d as u64 + positions.start as u64);
     let cols = (q_heads + 2 * heads.kv_heads) * d;
     let input = random.normals(n * cols, 2.0);

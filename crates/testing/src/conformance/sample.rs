@@ -1,6 +1,7 @@
 //! `sample`.
 
-use super::fixture::{Factory, Fixture, Heads, Random, all_exact, check_error};
+use super::MakeBackend;
+use super::fixture::{Fixture, Heads, Random, all_exact, check_error};
 use backend::reference::sample as reference;
 use backend::{LaneOutput, SampleTarget, Sampling};
 use kv::{LaneId, TokenId};
@@ -20,7 +21,7 @@ fn run(fixture: &Fixture, logits: &[f32], samplings: &[Sampling], steps: usize) 
 }
 
 /// Greedy: the first of the largest; log-probabilities of penalised logits; suppressed tokens until `min_tokens`.
-pub fn greedy(factory: Factory<'_>) {
+pub fn greedy(make: MakeBackend<'_>) {
     for vocab in [1, 3, 113, 1023] {
         let mut random = Random(vocab as u64);
         let mut logits = random.normals(vocab, 3.0);
@@ -37,7 +38,7 @@ pub fn greedy(factory: Factory<'_>) {
         };
         let patient = Sampling { suppressed: vec![(vocab / 2) as TokenId], min_tokens: 2, ..plain.clone() };
         let samplings = [plain, penalised, patient];
-        let fixture = Fixture::new(factory, HEADS, 3, 32, vocab);
+        let fixture = Fixture::new(make, HEADS, 3, 32, vocab);
         let steps = run(&fixture, &logits, &samplings, 4);
         for (lane, sampling) in samplings.iter().enumerate().filter(|(lane, _)| *lane < 2 || vocab > 1) {
             let mut counts = vec![0; vocab];
@@ -74,7 +75,7 @@ fn check_greedy(got: &LaneOutput, logits: &[f32], s: &Sampling, counts: &[u32], 
 }
 
 /// Draws follow the filtered distribution, and depend on seed, choice and position alone.
-pub fn draws(factory: Factory<'_>) {
+pub fn draws(make: MakeBackend<'_>) {
     let (vocab, lanes, steps) = (37, 32, 256);
     let logits = Random(11).normals(vocab, 2.0);
     let base = Sampling { temperature: 0.8, ..Sampling::default() };
@@ -85,7 +86,7 @@ pub fn draws(factory: Factory<'_>) {
         Sampling { min_p: 0.1, temperature: 1.7, ..base.clone() },
         Sampling { top_k: 9, top_p: 0.9, min_p: 0.05, ..base },
     ] {
-        let fixture = Fixture::new(factory, HEADS, lanes, steps + 8, vocab);
+        let fixture = Fixture::new(make, HEADS, lanes, steps + 8, vocab);
         let seeded: Vec<Sampling> =
             (0..lanes).map(|i| Sampling { seed: 7 + i as u64 / 2, choice: i as u32 % 2, ..sampling.clone() }).collect();
         let outputs = run(&fixture, &logits, &seeded, steps);
@@ -107,10 +108,10 @@ pub fn draws(factory: Factory<'_>) {
 }
 
 /// Forced tokens replace drawn ones and report their own log-probability; a prefill's row serves all its lanes.
-pub fn targets(factory: Factory<'_>) {
+pub fn targets(make: MakeBackend<'_>) {
     let vocab = 19;
     let logits = Random(5).normals(vocab, 2.0);
-    let fixture = Fixture::new(factory, HEADS, 3, 32, vocab);
+    let fixture = Fixture::new(make, HEADS, 3, 32, vocab);
     for lane in 0..3 {
         fixture.start(lane, 6, all_exact(), Sampling { top_logprobs: vocab, ..Sampling::default() });
     }

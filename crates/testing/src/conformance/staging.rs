@@ -1,14 +1,15 @@
 //! `scatter_layer`, `gather_layer`, `copy_rows`.
 
-use super::fixture::{Factory, Fixture, Heads, LAYER, Random, bits};
+use super::MakeBackend;
+use super::fixture::{Fixture, Heads, LAYER, Random, bits};
 use backend::RowCopy;
 
 const HEADS: Heads = Heads { kv_heads: 3, group: 1, head_dim: 32 };
 
 /// Staging to rows and back, over ranges that begin and end inside pages; and rows to rows.
-pub fn round_trip(factory: Factory<'_>) {
+pub fn round_trip(make: MakeBackend<'_>) {
     let capacity = 61;
-    let fixture = Fixture::new(factory, HEADS, 2, capacity, 3);
+    let fixture = Fixture::new(make, HEADS, 2, capacity, 3);
     let elements = 2 * HEADS.kv_heads * capacity * HEADS.head_dim;
     for range in [0..1, 0..8, 3..9, 7..8, 8..61, 0..61, 17..55] {
         let mut random = Random(range.start as u64 * 100 + range.end as u64);

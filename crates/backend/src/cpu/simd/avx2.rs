@@ -346,8 +346,10 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn prefetch(p: *const u8) {
+        // Into L2: on Zen 4 that streams scattered pages at 20 GB/s a core, into L1 at 12, because fewer lines can be
+        // on their way there.
         // SAFETY: see the impl; prefetching any address is harmless.
-        unsafe { _mm_prefetch(p.cast(), _MM_HINT_T0) }
+        unsafe { _mm_prefetch(p.cast(), _MM_HINT_T1) }
     }
 }
 
