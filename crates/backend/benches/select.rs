@@ -4,14 +4,14 @@
 //!
 //! Times are medians of interleaved rounds, of one decode step's ops over all layers of the shape.
 
-use kv::geometry::SKETCH_TOKENS;
-use kv::{Geometry, LaneId, PAGE_TOKENS, RowId, Selection, geometry};
-use spindle_backend::cpu::{CpuBackend, CpuOptions};
-use spindle_backend::{
+use backend::cpu::{CpuBackend, CpuOptions};
+use backend::{
     AlgorithmId, AlgorithmSet, Backend, Buffer, EstimateSource, IndexUnits, LaneStart, Partial, Rope, Rotations,
     Runtime, RuntimeShape, Sampling, StepInput, StepKey, Tensor, TensorData, VectorSummary, Weight, WeightPart,
     WeightRole,
 };
+use kv::geometry::SKETCH_TOKENS;
+use kv::{Geometry, LaneId, PAGE_TOKENS, RowId, Selection, geometry};
 use std::hint::black_box;
 use std::time::Instant;
 
