@@ -1,6 +1,7 @@
 //! How fast the selection ops are on this machine: time, bytes read, and what share of the read bandwidth (measured in
-//! the same run) that is. `cargo bench -p spindle-backend --bench select [-- --json] [--threads N] [--only OP] [--shape NAME]
-//! [--rounds N] [--tokens N]`.
+//! the same run) that is.
+//! `cargo bench -p spindle-backend --bench select -- [--json] [--threads N] [--only OP] [--shape NAME] [--rounds N]
+//! [--tokens N]`
 //!
 //! Times are medians of interleaved rounds, of one decode step's ops over all layers of the shape.
 
@@ -69,8 +70,8 @@ fn main() {
         for (i, line) in lines.iter().enumerate() {
             let comma = if i + 1 < lines.len() { "," } else { "" };
             println!(
-                "  {{\"shape\": \"{}\", \"op\": \"{}\", \"microseconds\": {:.1}, \"best\": {:.1}, \"bytes\": {}, \"gb_s\": {:.2}, \
-                 \"share\": {:.3}}}{comma}",
+                "  {{\"shape\": \"{}\", \"op\": \"{}\", \"microseconds\": {:.1}, \"best\": {:.1}, \
+                 \"bytes\": {}, \"gb_s\": {:.2}, \"share\": {:.3}}}{comma}",
                 line.case,
                 line.op,
                 line.microseconds,

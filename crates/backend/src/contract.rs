@@ -194,7 +194,7 @@ pub enum VectorSummary {
 /// What `estimate` attends approximately, for every candidate page that was not selected.
 #[derive(Clone, Copy, Debug)]
 pub enum EstimateSource<'a> {
-    /// Mean keys and value sums: `sum e^t VS / sum 8 e^t`. Logits recomputed from the vectors.
+    /// Mean keys and value sums: `sum e^t VS / sum 8 e^t`, with the logits t that `score_dot` left.
     Vectors,
     /// Token logits of `score_codes` and value codes, rotated back once at the end by the transpose of the
     /// rotation `[kv_heads, d, d]`.
@@ -317,7 +317,8 @@ pub trait Runtime: Inspect + Send + Sync {
     /// 2-bit codes and statistics of every 48-token group of the units (sketch frame layout).
     fn rotate_code(&self, algorithm: AlgorithmId, layer: usize, units: IndexUnits<'_>, rotations: Rotations<'_>);
 
-    // Select: score, reduce over the group, choose.
+    // Select: score, reduce over the group, choose. Lanes that attend every token exactly (`Selected::AllExact`) are
+    // not scored.
 
     /// Scaled logit of every query head against every indexed page's mean key, into the page scores.
     fn score_dot(&self, algorithm: AlgorithmId, layer: usize, q: View<'_>, form: VectorSummary);
@@ -326,7 +327,8 @@ pub trait Runtime: Inspect + Send + Sync {
     /// their log-sum-exp over each page, into the page scores.
     fn score_codes(&self, algorithm: AlgorithmId, layer: usize, q: View<'_>, key_rotation: &Weight);
 
-    /// Page scores per query head to one per KV head: softmax over the candidates, then the group's maximum.
+    /// Page scores per query head to one per KV head: logarithm of the softmax over the candidates (the same order as
+    /// the softmax, and no underflow), then the group's maximum.
     fn group_reduce(&self, algorithm: AlgorithmId);
 
     /// Chooses `k` candidates (score descending, page ascending) per KV head; writes the page list, ascending, with

@@ -19,6 +19,7 @@ use crate::sketch::{GROUP_PAGES, SketchFrame, THRESHOLD};
 use crate::{AlgorithmId, View, Weight};
 use kv::PAGE_TOKENS;
 use kv::geometry::SKETCH_TOKENS;
+use kv::selection::Selected;
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -49,7 +50,10 @@ pub(super) fn score_codes(rt: &CpuRuntime, algorithm: AlgorithmId, layer: usize,
         }
     });
     for (i, lane) in lanes {
-        let pages = lane.selection.indexed_pages(lane.len);
+        let pages = match lane.selection.at(lane.len) {
+            Selected::AllExact => continue,
+            Selected::Pages { indexed, .. } => indexed,
+        };
         assert!(pages.is_multiple_of(GROUP_PAGES), "the sketch indexes whole groups");
         let groups = pages / GROUP_PAGES;
         let tasks = groups.div_ceil(TASK_GROUPS);

@@ -5,6 +5,7 @@ use super::lanes::Lane;
 use super::runtime::{CpuRuntime, rows};
 use super::simd::{Kernel, Simd};
 use crate::{AlgorithmId, VectorSummary, View};
+use kv::selection::Selected;
 use std::ops::Range;
 
 /// Summary frames of one task.
@@ -20,7 +21,10 @@ pub(super) fn score_dot(rt: &CpuRuntime, algorithm: AlgorithmId, layer: usize, q
     let (q, q_heads, group) = (rows(q, lanes.active.len()), rt.shape.q_heads, rt.group());
     let task_pages = TASK_FRAMES * form.row_pages();
     for (i, lane) in lanes.of(algorithm) {
-        let pages = lane.selection.indexed_pages(lane.len);
+        let pages = match lane.selection.at(lane.len) {
+            Selected::AllExact => continue,
+            Selected::Pages { indexed, .. } => indexed,
+        };
         let tasks = pages.div_ceil(task_pages);
         rt.threads.each(tasks * heads, pages * d * q_heads, |task| {
             let (head, first) = (task % heads, task / heads * task_pages);

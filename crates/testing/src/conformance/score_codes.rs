@@ -38,6 +38,10 @@ fn check_random(rig: &Rig) -> Vec<u32> {
     let (d, group) = (rig.geometry.head_dim, rig.q_heads / rig.geometry.kv_heads);
     let mut bits = Vec::new();
     for (i, lane) in rig.lanes.iter().enumerate().filter(|(_, lane)| lane.algorithm == CODES) {
+        // Lanes that attend every token exactly are not scored.
+        if rig.candidates(lane).is_none() {
+            continue;
+        }
         let tokens = lane.selection.indexed_tokens(lane.len);
         let logits = rig.runtime.read_token_logits(lane.lane);
         let scores = rig.runtime.read_page_scores(lane.lane, false);

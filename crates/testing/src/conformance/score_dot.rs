@@ -35,6 +35,10 @@ fn scores(rig: &Rig, form: VectorSummary) -> Vec<u32> {
     rig.start();
     rig.step(|rt| rt.score_dot(MEANS, LAYER, rig.q(), form));
     for (i, lane) in rig.lanes.iter().enumerate().filter(|(_, lane)| lane.algorithm == MEANS) {
+        // Lanes that attend every token exactly are not scored.
+        if rig.candidates(lane).is_none() {
+            continue;
+        }
         let pages = lane.selection.indexed_pages(lane.len);
         let got = rig.runtime.read_page_scores(lane.lane, false);
         for h in 0..rig.q_heads {

@@ -28,8 +28,9 @@ use std::cell::RefCell;
 /// Logits this far below the largest weigh less than 2^-25 of it.
 const NEGLIGIBLE: f32 = 17.328_68;
 
-/// How far ahead frames are asked for: they lie a row apart, where no hardware prefetcher looks.
-const PREFETCH_GROUPS: usize = 4;
+/// Groups whose weights are made before their codes are added, so that the weights' chains of dependent operations
+/// overlap; frames are asked for one block ahead: they lie a row apart, where no hardware prefetcher looks.
+const BLOCK_GROUPS: usize = 8;
 
 /// Adding and taking away 1.5 * 2^23 rounds to the nearest integer.
 const ROUND: f32 = 12_582_912.0;
@@ -52,6 +53,8 @@ struct Scratch {
     sums: Vec<f32>,
     /// `[heads]`: sum of p; sum of p mean; each in eight lanes.
     totals: Vec<[[f32; 8]; 2]>,
+    /// `[groups of a block][heads]`
+    weights: Vec<Weights>,
     /// `[48][padded row]`: a group's rows, where they need padding.
     rows: Vec<u8>,
     /// `[pairs][units][4][32]`: a group's codes, two tokens alternating, field by field.
@@ -65,6 +68,7 @@ impl Scratch {
             most: Vec::new(),
             sums: Vec::new(),
             totals: Vec::new(),
+            weights: Vec::new(),
             rows: Vec::new(),
             fields: Vec::new(),
         }
@@ -96,27 +100,35 @@ pub(super) fn estimate(part: &Part<'_>) {
         let largest =
             |h: usize, most: &[f32]| most[h * groups..(h + 1) * groups].iter().copied().fold(f32::MIN, f32::max);
         let largest: Vec<f32> = (0..heads).map(|h| largest(h, &scratch.most)).collect();
-        for g in 0..groups {
-            let counts = |h: &usize| scratch.most[h * groups + g] >= largest[*h] - NEGLIGIBLE;
-            if scratch.included[g] == 0 || !(0..heads).any(|h| counts(&h)) {
-                continue;
+        let frame = |g: usize| rt.frame(part.lane.summary_rows[first + g.min(groups - 1)], part.layer, part.head);
+        scratch.weights.resize(heads * BLOCK_GROUPS, Weights::NONE);
+        for block in (0..groups).step_by(BLOCK_GROUPS) {
+            let block = block..groups.min(block + BLOCK_GROUPS);
+            for (g, weights) in block.clone().zip(scratch.weights.chunks_exact_mut(heads)) {
+                for (h, weights) in weights.iter_mut().enumerate() {
+                    weights.unit = 0.0;
+                    if scratch.included[g] != 0 && scratch.most[h * groups + g] >= largest[h] - NEGLIGIBLE {
+                        rt.isa.run(Weigh {
+                            statistics: &frame(g)[layout.value_statistics() / 2..][..2 * SKETCH_TOKENS],
+                            included: scratch.included[g],
+                            logits: &logits(part.rows().start + h)[g * SKETCH_TOKENS..(g + 1) * SKETCH_TOKENS],
+                            largest: largest[h],
+                            totals: &mut scratch.totals[h],
+                            weights,
+                        });
+                    }
+                }
             }
-            let frame = rt.frame(part.lane.summary_rows[first + g], part.layer, part.head);
-            let ahead = part.lane.summary_rows[first + (g + PREFETCH_GROUPS).min(groups - 1)];
-            let ahead = bytes(rt.frame(ahead, part.layer, part.head));
-            rt.isa.run(Interleave { frame, layout, ahead, rows: &mut scratch.rows, fields: &mut scratch.fields });
-            for h in 0..heads {
-                if scratch.most[h * groups + g] >= largest[h] - NEGLIGIBLE {
-                    rt.isa.run(AddGroup {
-                        layout,
-                        frame,
-                        fields: &scratch.fields,
-                        included: scratch.included[g],
-                        logits: &logits(part.rows().start + h)[g * SKETCH_TOKENS..(g + 1) * SKETCH_TOKENS],
-                        largest: largest[h],
-                        sums: &mut scratch.sums[h * 4 * width..(h + 1) * 4 * width],
-                        totals: &mut scratch.totals[h],
-                    });
+            for (g, weights) in block.zip(scratch.weights.chunks_exact(heads)) {
+                if weights.iter().all(|weights| weights.unit == 0.0) {
+                    continue;
+                }
+                let (frame, ahead) = (frame(g), bytes(frame(g + BLOCK_GROUPS)));
+                rt.isa.run(Interleave { frame, layout, ahead, rows: &mut scratch.rows, fields: &mut scratch.fields });
+                for (weights, sums) in weights.iter().zip(scratch.sums.chunks_exact_mut(4 * width)) {
+                    if weights.unit != 0.0 {
+                        rt.isa.run(AddGroup { fields: &scratch.fields, weights, sums });
+                    }
                 }
             }
         }
@@ -220,19 +232,9 @@ unsafe fn store_fields<S: Simd>(bytes: S::I, out: &mut *mut u8) {
     *out = unsafe { out.add(128) };
 }
 
-/// Adds one group to one query head's sums.
-struct AddGroup<'a> {
-    layout: SketchFrame,
-    frame: &'a [u16],
-    fields: &'a [u8],
-    included: u8,
-    logits: &'a [f32],
-    largest: f32,
-    sums: &'a mut [f32],
-    totals: &'a mut [[f32; 8]; 2],
-}
-
-/// A group's 16-bit weights: their high and low bytes pair by pair, what one stands for, 1.5 times their sum.
+/// A group's 16-bit weights for one query head: their high and low bytes pair by pair, what one stands for (0 where
+/// all are zero), 1.5 times their sum.
+#[derive(Clone)]
 struct Weights {
     high: [u64; GROUP_PAIRS],
     low: [u64; GROUP_PAIRS],
@@ -240,12 +242,23 @@ struct Weights {
     shift: f32,
 }
 
+impl Weights {
+    const NONE: Weights = Weights { high: [0; GROUP_PAIRS], low: [0; GROUP_PAIRS], unit: 0.0, shift: 0.0 };
+}
+
+/// Adds one group to one query head's sums.
+struct AddGroup<'a> {
+    fields: &'a [u8],
+    weights: &'a Weights,
+    sums: &'a mut [f32],
+}
+
 impl Kernel for AddGroup<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self) {
-        let Some(weights) = self.weigh::<S>() else { return };
+    fn run<S: Simd>(self) {
+        let weights = self.weights;
         let (width, units) = (self.sums.len() / 4, self.sums.len() / 64);
         assert_eq!(self.fields.len(), GROUP_PAIRS * units * 128);
         let (unit, shift) = (S::splat(weights.unit), S::splat(weights.shift));
@@ -282,45 +295,53 @@ impl Kernel for AddGroup<'_> {
     }
 }
 
-impl AddGroup<'_> {
-    /// Adds to the totals; returns the weights, or nothing where all are zero.
+/// Makes one head's weights of one group, and adds the group to the head's totals.
+struct Weigh<'a> {
+    /// `[48]` means and deviations.
+    statistics: &'a [u16],
+    included: u8,
+    logits: &'a [f32],
+    largest: f32,
+    totals: &'a mut [[f32; 8]; 2],
+    /// Written; `unit` is zero before.
+    weights: &'a mut Weights,
+}
+
+impl Kernel for Weigh<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn weigh<S: Simd>(&mut self) -> Option<Weights> {
-        assert!(self.logits.len() == SKETCH_TOKENS && self.frame.len() == self.layout.bytes() / 2);
-        let mut a = [0.0_f32; SKETCH_TOKENS];
-        let mut most = S::splat(0.0);
-        let statistics = self.layout.value_statistics() / 2;
-        // SAFETY: eight logits and weights a page, eight pairs of statistics, two totals of eight.
+    fn run<S: Simd>(self) {
+        assert!(self.logits.len() == SKETCH_TOKENS && self.statistics.len() == 2 * SKETCH_TOKENS);
+        let zero = S::splat(0.0);
+        let (mut a, mut most) = ([zero; GROUP_PAGES], zero);
+        // SAFETY: eight logits and pairs of statistics a page, two totals of eight, four pairs of weights a page.
         unsafe {
             let (mut total, mut mean_total) = (S::load(self.totals[0].as_ptr()), S::load(self.totals[1].as_ptr()));
             for page in pages_of(self.included) {
                 let at = page * PAGE_TOKENS;
-                let (mean, deviation) = S::load_bf16_even_odd(self.frame.as_ptr().add(statistics + 2 * at));
+                let (mean, deviation) = S::load_bf16_even_odd(self.statistics.as_ptr().add(2 * at));
                 let p = S::exp(S::sub(S::load(self.logits.as_ptr().add(at)), S::splat(self.largest)));
                 total = S::add(total, p);
                 mean_total = S::fma(p, mean, mean_total);
-                let weight = S::mul(p, S::mul(deviation, S::splat(THRESHOLD)));
-                most = S::max(weight, most);
-                S::store(a.as_mut_ptr().add(at), weight);
+                a[page] = S::mul(p, S::mul(deviation, S::splat(THRESHOLD)));
+                most = S::max(a[page], most);
             }
             S::store(self.totals[0].as_mut_ptr(), total);
             S::store(self.totals[1].as_mut_ptr(), mean_total);
             let most = S::largest(most);
             if most < 1e-30 {
-                return None;
+                return;
             }
-            let mut weights =
-                Weights { high: [0; GROUP_PAIRS], low: [0; GROUP_PAIRS], unit: most / 65535.0, shift: 0.0 };
-            let (inverse, round, mut sum) = (S::splat(65535.0 / most), S::splat(ROUND), S::splat(0.0));
-            for page in pages_of(self.included) {
-                let weight = S::mul(S::load(a.as_ptr().add(page * PAGE_TOKENS)), inverse);
-                let weight = S::sub(S::add(weight, round), round);
+            let (inverse, round, mut sum) = (S::splat(65535.0 / most), S::splat(ROUND), zero);
+            let (high, low) = (self.weights.high.as_mut_ptr(), self.weights.low.as_mut_ptr());
+            for page in 0..GROUP_PAGES {
+                let weight = S::sub(S::add(S::mul(a[page], inverse), round), round);
                 sum = S::add(sum, weight);
-                let (high, low) = (weights.high.as_mut_ptr(), weights.low.as_mut_ptr());
                 S::store_byte_pairs(high.add(page * PAGE_PAIRS), low.add(page * PAGE_PAIRS), weight);
             }
-            weights.shift = 1.5 * S::sum(sum);
-            Some(weights)
+            self.weights.unit = most / 65535.0;
+            self.weights.shift = 1.5 * S::sum(sum);
         }
     }
 }
