@@ -206,7 +206,8 @@ struct Split<'s, P> {
 
 /// What a split's blocks hand to each other, and their scratch.
 struct State<'s> {
-    /// `[heads * group][d]`, scaled; each sixteen as the even ones, then the odd ones, as a K row's load gives.
+    /// Scaled queries; those of heads that pass a block together as `[d / 16][heads together][16]`, each sixteen as the
+    /// even ones, then the odd ones: what a K row's loads give, in the order of reading.
     q: &'s mut [f32],
     /// `[heads * group][8]`: sums of exponentials so far.
     sums: &'s mut [f32],
@@ -229,7 +230,7 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Kernel for Split<'_, P> {
             largest: cut(&mut rest, q_heads),
             weights: cut(&mut rest, 4 * BLOCK_LOGITS),
         };
-        split_even_odd(self.q, 1.0 / (d as f32).sqrt(), state.q);
+        self.arrange_queries(state.q);
         state.sums.fill(0.0);
         state.largest.fill(f32::NEG_INFINITY);
         for i in 0..q_heads {
@@ -244,9 +245,9 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Kernel for Split<'_, P> {
                     let i = head * self.group + g;
                     // SAFETY: the block is inside the split, and so are this many heads from `i` on.
                     g += unsafe {
-                        match self.group - g {
-                            4.. => self.block::<S, 4, 2, 1>(block.clone(), head, i, &mut state),
-                            2.. => self.block::<S, 2, 4, 2>(block.clone(), head, i, &mut state),
+                        match heads_together(self.group - g) {
+                            4 => self.block::<S, 4, 2, 1>(block.clone(), head, i, &mut state),
+                            2 => self.block::<S, 2, 4, 2>(block.clone(), head, i, &mut state),
                             _ => self.block::<S, 1, 8, 4>(block.clone(), head, i, &mut state),
                         }
                     };
@@ -265,13 +266,13 @@ fn split_scratch(q_heads: usize, d: usize) -> usize {
     q_heads * (d + 8) + q_heads + 4 * BLOCK_LOGITS + 4 * 16
 }
 
-/// Scales queries and puts each sixteen as the even ones, then the odd ones.
+/// How many of the query heads left in a group pass a block together.
 #[inline(always)]
-fn split_even_odd(q: &[f32], scale: f32, out: &mut [f32]) {
-    for (q, out) in q.chunks_exact(16).zip(out.chunks_exact_mut(16)) {
-        for i in 0..8 {
-            (out[i], out[i + 8]) = (q[2 * i] * scale, q[2 * i + 1] * scale);
-        }
+fn heads_together(left: usize) -> usize {
+    match left {
+        4.. => 4,
+        2.. => 2,
+        _ => 1,
     }
 }
 
@@ -290,18 +291,31 @@ fn finish(place: &mut [f32], d: usize, largest: f32, sum: f32) {
 }
 
 impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'_, P> {
+    /// See `State::q`.
+    #[inline(always)]
+    fn arrange_queries(&self, out: &mut [f32]) {
+        let (d, scale) = (self.d, 1.0 / (self.d as f32).sqrt());
+        let mut i = 0;
+        while i < self.heads * self.group {
+            let together = heads_together(self.group - i % self.group);
+            let (source, out) = (&self.q[i * d..(i + together) * d], &mut out[i * d..(i + together) * d]);
+            for h in 0..together {
+                for c in 0..d / 16 {
+                    let source = &source[h * d + c * 16..][..16];
+                    let out = &mut out[(c * together + h) * 16..][..16];
+                    for j in 0..8 {
+                        (out[j], out[j + 8]) = (source[2 * j] * scale, source[2 * j + 1] * scale);
+                    }
+                }
+            }
+            i += together;
+        }
+    }
+
     /// What is asked for while page `i` is read: the page `AHEAD` of it, of this split or the next one.
     #[inline(always)]
     fn ahead(&self, i: usize) -> Page {
         self.pages.pages[(i + AHEAD).min(self.pages.all - 1)]
-    }
-
-    /// Asks for some elements: a few lines at a time, because a burst would hold the multiply-adds up.
-    #[inline(always)]
-    fn prefetch<S: Simd>(first: *const u16, elements: Range<usize>) {
-        for line in elements.step_by(32) {
-            S::prefetch(first.wrapping_add(line).cast());
-        }
     }
 
     /// A block of one KV head for its `H` query heads from `i` on: `H * T` = 8 accumulators of `T` tokens at a time for
@@ -367,11 +381,13 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'_, P> {
             let ahead = ahead.wrapping_add(head * self.head_stride);
             let mut t = 0;
             while t < count {
-                Self::prefetch::<S>(ahead, t * d..(t + T) * d);
                 // Behind the last token, the last token again: what it gives is not kept.
                 let k: [*const u16; T] = std::array::from_fn(|j| keys.wrapping_add((t + j).min(count - 1) * d));
                 let mut sums = [zero; 8];
                 for at in (0..d).step_by(16) {
+                    for line in 0..T / 2 {
+                        S::prefetch(ahead.wrapping_add(t * d + at * T + line * 32).cast());
+                    }
                     // SAFETY: sixteen elements of each token and head.
                     unsafe {
                         // What is fewer stays in registers: the tokens' halves, or the heads' queries.
@@ -381,7 +397,7 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'_, P> {
                                 halves[j] = S::load_bf16_even_odd(k[j].add(at));
                             }
                             for h in 0..H {
-                                let q = q.as_ptr().add(h * d + at);
+                                let q = q.as_ptr().add(at * H + h * 16);
                                 let (even, odd) = (S::load(q), S::load(q.add(8)));
                                 for j in 0..T {
                                     let sum = S::fma(halves[j].0, even, sums[h * T + j]);
@@ -391,7 +407,7 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'_, P> {
                         } else {
                             let mut queries = [(zero, zero); H];
                             for h in 0..H {
-                                let q = q.as_ptr().add(h * d + at);
+                                let q = q.as_ptr().add(at * H + h * 16);
                                 queries[h] = (S::load(q), S::load(q.add(8)));
                             }
                             for j in 0..T {
@@ -446,8 +462,11 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'_, P> {
                 let Page { values, count, .. } = self.pages.pages[i];
                 let values = values.add(head * self.head_stride + column);
                 let ahead = self.ahead(i).values.wrapping_add(head * self.head_stride);
-                Self::prefetch::<S>(ahead, PAGE_TOKENS * column..PAGE_TOKENS * (column + 16 * C));
                 for t in 0..count {
+                    let asked = PAGE_TOKENS * column + t * 16 * C;
+                    for line in 0..C.div_ceil(2) {
+                        S::prefetch(ahead.wrapping_add(asked + line * 32).cast());
+                    }
                     let mut w = [zero; H];
                     for h in 0..H {
                         w[h] = S::splat(*weights.as_ptr().add(h * BLOCK_LOGITS + token + t));
