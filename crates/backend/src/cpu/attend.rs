@@ -526,3 +526,106 @@ fn exponentials<S: Simd>(weights: &mut [f32], largest: f32, sums: &mut [f32]) {
         S::store(sums.as_mut_ptr(), sum);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::{Isa, threads::Threads};
+    use crate::reference::attend::attend as reference;
+    use crate::{Backend, LaneStart, Rope, Runtime, RuntimeShape, Sampling, StepInput, StepKey};
+    use half::bf16;
+    use kv::{Geometry, LaneId, Selection};
+    use std::sync::Arc;
+
+    const D: usize = 32;
+    const ROWS: usize = 90;
+
+    fn runtime(isa: Isa) -> CpuRuntime {
+        let shape = RuntimeShape {
+            geometry: Geometry { layers: 1, kv_heads: 1, head_dim: D },
+            q_heads: 3,
+            vocab: 1,
+            pool_rows: ROWS,
+            max_lanes: 1,
+            max_tokens: ROWS * PAGE_TOKENS,
+            rope: Rope { inv_freq: Vec::new(), attention_factor: 1.0 },
+        };
+        CpuRuntime::new(&shape, Arc::new(Threads::new(2)), isa).expect("memory")
+    }
+
+    /// Entries that begin and end inside pages; `topk` makes only such as end there.
+    #[test]
+    fn lists_of_partial_pages() {
+        for isa in [Isa::detect(), Isa::Portable] {
+            let rt = runtime(isa);
+            let value = |i: usize| bf16::from_f32((i as f32 * 0.754_877_7).fract() - 0.5);
+            // SAFETY: no op is running.
+            for (i, element) in unsafe { rt.pool.part(0..rt.pool.len()) }.iter_mut().enumerate() {
+                *element = value(i).to_bits();
+            }
+            let entry = |i: usize| {
+                let first = i % PAGE_TOKENS;
+                PageEntry::new(RowId((i * 7 % ROWS) as u32), first, 1 + i * 5 % (PAGE_TOKENS - first))
+            };
+            for entries in [1, 3, 63, 64, 65, 83] {
+                check(&rt, &(0..entries).map(entry).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    fn check(rt: &CpuRuntime, entries: &[PageEntry]) {
+        let wide = |bits: &u16| bf16::from_bits(*bits).to_f32();
+        let (mut k, mut v) = (Vec::new(), Vec::new());
+        for (i, entry) in entries.iter().enumerate() {
+            // SAFETY: no op is running.
+            unsafe { rt.work.page_list.part(i..i + 1) }.fill(entry.0);
+            let (keys, values) = rt.frame(entry.row(), 0, 0).split_at(PAGE_TOKENS * D);
+            let tokens = entry.first() * D..(entry.first() + entry.count()) * D;
+            k.extend(keys[tokens.clone()].iter().map(wide));
+            v.extend(values[tokens].iter().map(wide));
+        }
+        // SAFETY: no op is running.
+        unsafe { rt.work.page_list_len.part(0..1) }.fill(entries.len() as u32);
+        start(rt);
+        let backend = crate::cpu::CpuBackend::new(Default::default()).expect("available");
+        let buffer = |cols| backend.buffer("a test", 1, cols).expect("memory");
+        let (q, out) = (buffer(3 * D), Partial { output: buffer(3 * D), lse: buffer(3) });
+        let queries: Vec<f32> = (0..3 * D).map(|i| (i as f32 * 0.569_84).fract() * 6.0 - 3.0).collect();
+        // SAFETY: no op is running.
+        unsafe { activations(&q).part(0..3 * D) }.copy_from_slice(&queries);
+        let key = StepKey { bucket: 1, algorithms: Default::default(), measure_mass: false };
+        let input = StepInput { active: vec![LaneId(0)], ..StepInput::default() };
+        let ticket = rt.launch(key, &input, &mut || {
+            attend(rt, AlgorithmId(0), 0, PageSource::PageList, (&q).into(), &out);
+        });
+        rt.collect(ticket).expect("the device works");
+        let (output, lse) = reference::<f64>(&queries, &k, &v, D);
+        let got = activations(&out.output).all().iter().chain(activations(&out.lse).all());
+        for (got, want) in got.zip(output.iter().chain(&lse)) {
+            // A dozen roundings of numbers below 8.
+            assert!((f64::from(*got) - want).abs() < 6e-6, "{} entries: {got} for {want}", entries.len());
+        }
+    }
+
+    fn start(rt: &CpuRuntime) {
+        let selection = Selection {
+            index_unit_tokens: 8,
+            sink_tokens: 8,
+            window_tokens: 8,
+            budget: 1.0,
+            floor_tokens: 0,
+            min_context: 0,
+        };
+        rt.start_lane(&LaneStart {
+            lane: LaneId(0),
+            algorithm: AlgorithmId(0),
+            selection,
+            len: 1,
+            token: Some(0),
+            kv_rows: vec![RowId(0)],
+            summary_rows: Vec::new(),
+            sampling: Sampling::default(),
+            prompt: Vec::new(),
+        });
+    }
+}
