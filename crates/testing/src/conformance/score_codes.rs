@@ -1,7 +1,8 @@
 //! `score_codes`: logits of coded tokens with an int8 query, and their log-sum-exp over pages.
 
 use super::MakeBackend;
-use super::selection_rig::{CODES, LAYER, MEANS, Random, Rig, RigSpec, check_error, rotation, selection};
+use super::fixture::Random;
+use super::selection_rig::{CODES, LAYER, MEANS, Rig, RigSpec, check_error, rotation, selection};
 use backend::reference::group_reduce::log_sum_exp;
 use backend::reference::rotate_code::{Decoded, rotate};
 use backend::reference::score_codes as reference;
@@ -85,7 +86,7 @@ pub fn exact_integers(make: MakeBackend<'_>) {
         let d = head_dim;
         let identity: Vec<f32> = (0..2 * d * d).map(|i| f32::from(u8::from(i % (d * d) % (d + 1) == 0))).collect();
         let identity = rotation(rig.backend.as_ref(), rig.geometry, identity);
-        let mut random = Random::new(6);
+        let mut random = Random(6);
         let queries = (0..2 * group * d).map(|_| random.below(401) as f32 - 200.0).collect();
         rig.set_queries(queries);
         let lane = &rig.lanes[0];

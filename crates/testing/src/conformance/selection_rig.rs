@@ -1,6 +1,7 @@
 //! Lanes with random keys and values, the data beside them, and ways to run selection ops over them.
 
 use super::MakeBackend;
+use super::fixture::Random;
 use backend::sketch::SketchFrame;
 use backend::{
     AlgorithmId, AlgorithmSet, Backend, Buffer, IndexUnits, LaneStart, Partial, Rope, Rotations, Runtime, RuntimeShape,
@@ -23,35 +24,6 @@ pub const CODES: AlgorithmId = AlgorithmId(4);
 /// A selection for tests: no lower limits, a window of 10 tokens.
 pub fn selection(index_unit_tokens: usize, budget: f64) -> Selection {
     Selection { index_unit_tokens, sink_tokens: 8, window_tokens: 10, budget, floor_tokens: 0, min_context: 0 }
-}
-
-/// Uniform numbers (splitmix64).
-pub struct Random(u64);
-
-impl Random {
-    /// The sequence of a seed.
-    pub fn new(seed: u64) -> Self {
-        Random(seed)
-    }
-
-    /// 64 bits.
-    pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    /// Below `n`.
-    pub fn below(&mut self, n: usize) -> usize {
-        (self.bits() % n as u64) as usize
-    }
-
-    /// Near enough to normal: mean 0, deviation 1.
-    pub fn normal(&mut self) -> f32 {
-        let sum: f64 = (0..6).map(|_| self.bits() as f64 / 2.0_f64.powi(64)).sum();
-        ((sum - 3.0) * 2.0_f64.sqrt()) as f32
-    }
 }
 
 /// A lane as it will be in its step: `len` with the step's token included.
@@ -132,7 +104,7 @@ impl Rig {
             rope: Rope { inv_freq: vec![1.0; d / 2], attention_factor: 1.0 },
         };
         let runtime = backend.runtime(&shape).expect("the rig's runtime fits");
-        let mut random = Random::new(spec.seed);
+        let mut random = Random(spec.seed);
         let mut rows = (0..pages as u32 + 1).rev().map(RowId);
         let mut bf16s = |n: usize| -> Vec<f32> { (0..n).map(|_| bf16::from_f32(random.normal()).to_f32()).collect() };
         let lanes = spec.lanes.iter().enumerate().map(|(i, (algorithm, selection, len))| RigLane {

@@ -1,7 +1,8 @@
 //! `topk`: the page list, entry by entry, against sorting all candidates.
 
 use super::MakeBackend;
-use super::selection_rig::{CODES, LAYER, MEANS, Random, Rig, RigSpec, selection};
+use super::fixture::Random;
+use super::selection_rig::{CODES, LAYER, MEANS, Rig, RigSpec, selection};
 use backend::VectorSummary;
 use backend::reference::topk as reference;
 use kv::{PageEntry, Selection};
@@ -11,7 +12,7 @@ use kv::{PageEntry, Selection};
 /// # Panics
 /// The backend does not conform.
 pub fn topk(make: MakeBackend<'_>) {
-    let mut random = Random::new(8);
+    let mut random = Random(8);
     for round in 0..12 {
         let mut lanes = Vec::new();
         for at in 0..8 {
