@@ -136,7 +136,8 @@ fn main() {
     }
     if let Some(file) = &args.json {
         let record = json!({
-            "hardware": machine::name(), "threads": options.threads, "isa": options.isa.name(),
+            "hardware": machine::name(), "threads": options.threads,
+            "clock": if matches!(args.clock, Clock::Thread) { "thread" } else { "wall" }, "isa": options.isa.name(),
             "commit": args.commit, "date": args.date, "rounds": args.rounds,
             "peak_flops": flops, "read_bytes_per_second": bytes, "results": results,
         });
