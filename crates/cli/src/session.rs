@@ -118,7 +118,7 @@ impl Plan {
             decode_share: self.decode_share,
             ..EngineConfig::new(self.pool_rows, row_bytes, self.limits.max_tokens)
         };
-        let algorithms = decoder.algorithms().all().map(|(_, algorithm)| algorithm.spec().clone()).collect();
+        let algorithms = decoder.algorithms().specs().all().to_vec();
         let opened = Arc::new(self.opened);
         let texts = Texts(opened.clone());
         let texts: TextFactory = Arc::new(move || texts.stream());

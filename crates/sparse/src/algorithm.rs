@@ -50,7 +50,7 @@ impl AlgorithmSpec {
 
 /// Where an algorithm's Attend leaves its result: `exact` in the end, with `rest` as scratch.
 pub struct AttendBuffers {
-    /// `[lanes, q_heads * head_dim]`: the layer's attention output after `Attend`.
+    /// `[lanes, q_heads * head_dim]`: exact attention, then all of the layer's attention.
     pub exact: Partial,
     /// Approximate attention on its way into `exact`.
     pub rest: Partial,
@@ -58,17 +58,17 @@ pub struct AttendBuffers {
 
 /// Index, Select and Attend of one algorithm, recorded as backend ops over its own lanes.
 pub trait Algorithm: Send + Sync {
-    /// Its constants.
-    fn spec(&self) -> &AlgorithmSpec;
-
     /// Summarises tokens of one layer.
     fn index(&self, runtime: &dyn Runtime, id: AlgorithmId, layer: usize, units: IndexUnits<'_>);
 
     /// Chooses each lane's pages for the queries `[lanes, q_heads * head_dim]` of one layer.
     fn select(&self, runtime: &dyn Runtime, id: AlgorithmId, layer: usize, q: View<'_>);
 
-    /// Attention over what was selected: exact, over the page list, unless the algorithm overrides it.
+    /// Exact attention over what was selected: over the page list, unless the algorithm overrides it.
     fn attend(&self, runtime: &dyn Runtime, id: AlgorithmId, layer: usize, q: View<'_>, buffers: &AttendBuffers) {
         runtime.attend(id, layer, PageSource::PageList, q, &buffers.exact);
     }
+
+    /// Adds approximate attention over what was not selected; nothing, unless the algorithm overrides it.
+    fn estimate(&self, _: &dyn Runtime, _: AlgorithmId, _: usize, _: View<'_>, _: &AttendBuffers) {}
 }

@@ -4,30 +4,22 @@ use crate::{Algorithm, AlgorithmSpec, AttendBuffers};
 use backend::{AlgorithmId, IndexUnits, PageSource, Runtime, View};
 use kv::PAGE_TOKENS;
 
-pub(crate) struct Dense {
-    spec: AlgorithmSpec,
-}
+pub(crate) struct Dense;
 
 impl Dense {
-    pub(crate) fn new() -> Self {
-        Dense {
-            spec: AlgorithmSpec {
-                name: "dense",
-                index_unit_tokens: PAGE_TOKENS,
-                summary_row_tokens: None,
-                sink_tokens: 0,
-                window_tokens: 0,
-                budget: 1.0,
-            },
+    pub(crate) fn spec() -> AlgorithmSpec {
+        AlgorithmSpec {
+            name: "dense",
+            index_unit_tokens: PAGE_TOKENS,
+            summary_row_tokens: None,
+            sink_tokens: 0,
+            window_tokens: 0,
+            budget: 1.0,
         }
     }
 }
 
 impl Algorithm for Dense {
-    fn spec(&self) -> &AlgorithmSpec {
-        &self.spec
-    }
-
     fn index(&self, _: &dyn Runtime, _: AlgorithmId, _: usize, _: IndexUnits<'_>) {}
 
     fn select(&self, _: &dyn Runtime, _: AlgorithmId, _: usize, _: View<'_>) {}

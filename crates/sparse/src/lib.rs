@@ -12,5 +12,5 @@ mod shadowkv;
 mod sketch;
 
 pub use algorithm::{Algorithm, AlgorithmSpec, AttendBuffers};
-pub use registry::{Algorithms, UnknownAlgorithm};
+pub use registry::{Algorithms, Specs, UnknownAlgorithm};
 pub use sketch::{default_rotation, rotation_parts};

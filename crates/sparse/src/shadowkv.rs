@@ -5,42 +5,45 @@
 //! estimation zone, arXiv 2505.02922): by Jensen's inequality its weight never exceeds the true one.
 
 use crate::{Algorithm, AlgorithmSpec, AttendBuffers};
-use backend::{AlgorithmId, EstimateSource, IndexUnits, PageSource, Runtime, VectorSummary, View};
+use backend::{AlgorithmId, EstimateSource, IndexUnits, Runtime, VectorSummary, View};
 use kv::PAGE_TOKENS;
 use kv::geometry::FRAME_VECTORS;
 
+pub(crate) const NAME: &str = "shadowkv";
+pub(crate) const NAME_WITH_ESTIMATE: &str = "shadowkv+estimate";
+
 pub(crate) struct ShadowKv {
-    spec: AlgorithmSpec,
     form: VectorSummary,
 }
 
 impl ShadowKv {
+    /// Selection alone.
     pub(crate) fn new() -> Self {
-        Self::with("shadowkv", VectorSummary::MeanKey, FRAME_VECTORS)
+        ShadowKv { form: VectorSummary::MeanKey }
     }
 
+    /// Selection, and estimation of the rest.
     pub(crate) fn with_estimate() -> Self {
-        Self::with("shadowkv+estimate", VectorSummary::MeanKeyAndValueSum, FRAME_VECTORS / 2)
+        ShadowKv { form: VectorSummary::MeanKeyAndValueSum }
     }
 
-    fn with(name: &'static str, form: VectorSummary, pages_per_summary_row: usize) -> Self {
-        let spec = AlgorithmSpec {
+    pub(crate) fn spec(&self) -> AlgorithmSpec {
+        let (name, pages_per_summary_row) = match self.form {
+            VectorSummary::MeanKey => (NAME, FRAME_VECTORS),
+            VectorSummary::MeanKeyAndValueSum => (NAME_WITH_ESTIMATE, FRAME_VECTORS / 2),
+        };
+        AlgorithmSpec {
             name,
             index_unit_tokens: PAGE_TOKENS,
             summary_row_tokens: Some(pages_per_summary_row * PAGE_TOKENS),
             sink_tokens: PAGE_TOKENS,
             window_tokens: 32,
             budget: 0.0156,
-        };
-        ShadowKv { spec, form }
+        }
     }
 }
 
 impl Algorithm for ShadowKv {
-    fn spec(&self) -> &AlgorithmSpec {
-        &self.spec
-    }
-
     fn index(&self, runtime: &dyn Runtime, id: AlgorithmId, layer: usize, units: IndexUnits<'_>) {
         runtime.pool_mean(id, layer, units, self.form);
     }
@@ -51,8 +54,7 @@ impl Algorithm for ShadowKv {
         runtime.topk(id);
     }
 
-    fn attend(&self, runtime: &dyn Runtime, id: AlgorithmId, layer: usize, q: View<'_>, buffers: &AttendBuffers) {
-        runtime.attend(id, layer, PageSource::PageList, q, &buffers.exact);
+    fn estimate(&self, runtime: &dyn Runtime, id: AlgorithmId, layer: usize, q: View<'_>, buffers: &AttendBuffers) {
         if self.form == VectorSummary::MeanKeyAndValueSum {
             runtime.estimate(id, layer, EstimateSource::Vectors, q, &buffers.rest);
             runtime.merge(id, &buffers.exact, &buffers.rest);

@@ -4,38 +4,38 @@
 
 use crate::{Algorithm, AlgorithmSpec, AttendBuffers};
 use backend::{
-    AlgorithmId, Backend, BackendError, EstimateSource, IndexUnits, PageSource, Rotations, Runtime, Tensor, TensorData,
-    View, Weight, WeightPart, WeightRole,
+    AlgorithmId, Backend, BackendError, EstimateSource, IndexUnits, Rotations, Runtime, Tensor, TensorData, View,
+    Weight, WeightPart, WeightRole,
 };
 use kv::Geometry;
 use kv::geometry::SKETCH_TOKENS;
 
+pub(crate) const NAME: &str = "sketch";
+
 pub(crate) struct Sketch {
-    spec: AlgorithmSpec,
     /// One pair a layer.
     rotations: Vec<[Weight; 2]>,
 }
 
 impl Sketch {
-    /// With one (key, value) pair of rotations per layer.
-    pub(crate) fn new(rotations: Vec<[Weight; 2]>) -> Self {
-        let spec = AlgorithmSpec {
-            name: "sketch",
+    pub(crate) fn spec() -> AlgorithmSpec {
+        AlgorithmSpec {
+            name: NAME,
             index_unit_tokens: SKETCH_TOKENS,
             summary_row_tokens: Some(SKETCH_TOKENS),
             sink_tokens: kv::PAGE_TOKENS,
             window_tokens: 64,
             budget: 0.008,
-        };
-        Sketch { spec, rotations }
+        }
+    }
+
+    /// With one (key, value) pair of rotations per layer.
+    pub(crate) fn new(rotations: Vec<[Weight; 2]>) -> Self {
+        Sketch { rotations }
     }
 }
 
 impl Algorithm for Sketch {
-    fn spec(&self) -> &AlgorithmSpec {
-        &self.spec
-    }
-
     fn index(&self, runtime: &dyn Runtime, id: AlgorithmId, layer: usize, units: IndexUnits<'_>) {
         let [key, value] = &self.rotations[layer];
         runtime.rotate_code(id, layer, units, Rotations { key, value });
@@ -47,8 +47,7 @@ impl Algorithm for Sketch {
         runtime.topk(id);
     }
 
-    fn attend(&self, runtime: &dyn Runtime, id: AlgorithmId, layer: usize, q: View<'_>, buffers: &AttendBuffers) {
-        runtime.attend(id, layer, PageSource::PageList, q, &buffers.exact);
+    fn estimate(&self, runtime: &dyn Runtime, id: AlgorithmId, layer: usize, q: View<'_>, buffers: &AttendBuffers) {
         let source = EstimateSource::Codes { value_rotation: &self.rotations[layer][1] };
         runtime.estimate(id, layer, source, q, &buffers.rest);
         runtime.merge(id, &buffers.exact, &buffers.rest);

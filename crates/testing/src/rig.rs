@@ -72,7 +72,7 @@ impl Rig {
             decode_share: options.decode_share,
             ..EngineConfig::new(options.pool_rows, config.geometry().row_bytes() as u64, limits.max_tokens)
         };
-        let algorithms = decoder.algorithms().all().map(|(_, algorithm)| algorithm.spec().clone()).collect();
+        let algorithms = decoder.algorithms().specs().all().to_vec();
         Rig { engine: Engine::start(runtime, decoder.clone(), algorithms, texts, engine_config), decoder }
     }
 
@@ -81,10 +81,10 @@ impl Rig {
     /// # Panics
     /// There is no such algorithm.
     pub fn attention(&self, name: &str, adjust: impl Fn(&mut Selection)) -> Attention {
-        let algorithms = self.decoder.algorithms();
-        let algorithm = algorithms.by_name(name).expect("a known algorithm");
-        let mut selection = algorithms.spec(algorithm).selection();
-        if algorithms.spec(algorithm).is_sparse() {
+        let specs = self.decoder.algorithms().specs();
+        let algorithm = specs.by_name(name).expect("a known algorithm");
+        let mut selection = specs.get(algorithm).selection();
+        if specs.get(algorithm).is_sparse() {
             adjust(&mut selection);
         }
         Attention { algorithm, selection }

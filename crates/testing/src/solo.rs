@@ -35,8 +35,8 @@ impl Solo {
     ) -> Self {
         let limits = DecoderLimits { max_lanes: 3, max_tokens, prefill_tokens: max_tokens };
         let decoder = Decoder::load(backend, &opened.checkpoint, limits, &mut |_, _| ()).expect("the model loads");
-        let algorithm = decoder.algorithms().by_name(algorithm).expect("a known algorithm");
-        let spec = decoder.algorithms().spec(algorithm);
+        let algorithm = decoder.algorithms().specs().by_name(algorithm).expect("a known algorithm");
+        let spec = decoder.algorithms().specs().get(algorithm);
         let mut selection = spec.selection();
         adjust(&mut selection);
         let kv = geometry::pages(max_tokens + 1);

@@ -17,7 +17,8 @@ impl Decoder {
             let attended = (&buffers.attend.exact.output).into();
             self.feed_forward(runtime, layer, Batch::Lanes, attended, x, &buffers.layer);
         }
-        self.output(runtime, Batch::Lanes, x, &buffers.layer, (&buffers.logits).into());
+        let delta = Some((&buffers.layer.delta).into());
+        self.output(runtime, Batch::Lanes, x, delta, &buffers.layer, (&buffers.logits).into());
         runtime.sample((&buffers.logits).into(), SampleTarget::Lanes);
         for (id, algorithm) in self.algorithms.of(key.algorithms) {
             for layer in 0..self.config.layers {
@@ -35,6 +36,7 @@ impl Decoder {
             if key.measure_mass {
                 runtime.attention_mass(id, layer, q, &self.decode.attend.exact);
             }
+            algorithm.estimate(runtime, id, layer, q, &self.decode.attend);
         }
     }
 }

@@ -44,18 +44,18 @@ impl Decoder {
         runtime.gemm(batch, (&buffers.mlp).into(), &weights.down, delta);
     }
 
-    /// Logits of `x` after the last layer.
+    /// Logits of `x` after the last layer, with what that layer left to add (if it is not in `x` already).
     pub(super) fn output(
         &self,
         runtime: &dyn Runtime,
         batch: Batch,
         x: View<'_>,
+        delta: Option<View<'_>>,
         buffers: &LayerBuffers,
         logits: View<'_>,
     ) {
         let normed = (&buffers.normed).into();
-        let delta = (&buffers.delta).into();
-        runtime.add_norm(batch, x, Some(delta), &self.weights.norm, self.config.norm_eps, normed);
+        runtime.add_norm(batch, x, delta, &self.weights.norm, self.config.norm_eps, normed);
         runtime.gemm(batch, normed, &self.weights.output, logits);
     }
 }

@@ -5,7 +5,7 @@
 use super::Decoder;
 use super::buffers::{PassBuffers, STRIDE_TOKENS};
 use crate::forward::PassView;
-use backend::{Batch, KvTarget, Runtime, SampleTarget, TokenSource, View};
+use backend::{Batch, KvTarget, Runtime, SampleTarget, TokenSource};
 use kv::LaneId;
 use std::ops::Range;
 
@@ -21,12 +21,12 @@ impl Decoder {
         for start in tokens.clone().step_by(STRIDE_TOKENS) {
             let stride = start..tokens.end.min(start + STRIDE_TOKENS);
             self.stage(runtime, pass, layer, stride.clone());
-            let q = |row| self.unit.layer.q.from_row(row);
-            if layer + 1 < self.config.layers {
-                self.attend_and_feed(runtime, pass, layer, stride.start, stride.len(), q(0));
-                self.settle(runtime, pass, stride);
-            } else if pass.last_pass && stride.end == pass.first + pass.tokens.len() {
-                self.attend_and_feed(runtime, pass, layer, stride.end - 1, 1, q(stride.len() - 1));
+            let last_layer = layer + 1 == self.config.layers;
+            let end = pass.first + pass.tokens.len();
+            if last_layer && pass.last_pass && stride.end == end {
+                self.finish_layer(runtime, pass, layer, end - 1..end, stride.len() - 1);
+            } else if !last_layer {
+                self.finish_layer(runtime, pass, layer, stride, 0);
             }
         }
     }
@@ -35,7 +35,7 @@ impl Decoder {
     pub(super) fn record_prefill_sample(&self, runtime: &dyn Runtime, pass: &PassView<'_>, lanes: &[LaneId]) {
         let x = self.passes[pass.slot].x.from_row(pass.tokens.len() - 1);
         let logits = (&self.unit.logits).into();
-        self.output(runtime, Batch::Tokens(1), x, &self.unit.layer, logits);
+        self.output(runtime, Batch::Tokens(1), x, None, &self.unit.layer, logits);
         runtime.sample(logits, SampleTarget::Prefill(lanes));
     }
 
@@ -51,29 +51,23 @@ impl Decoder {
         self.project(runtime, layer, Batch::Tokens(stride.len()), x, None, target, &self.unit.layer);
     }
 
-    /// Adds the MLP's output to the residual stream: the next layer comes when other strides have used the buffer. (The
-    /// norm that the op makes beside it is not used; an op of its own would save nothing that can be measured.)
-    fn settle(&self, runtime: &dyn Runtime, pass: &PassView<'_>, stride: Range<usize>) {
-        let x = self.passes[pass.slot].x.from_row(stride.start - pass.first);
-        let (delta, normed) = ((&self.unit.layer.delta).into(), (&self.unit.layer.normed).into());
-        let norm = &self.weights.norm;
-        runtime.add_norm(Batch::Tokens(stride.len()), x, Some(delta), norm, self.config.norm_eps, normed);
-    }
-
-    /// Attention and MLP of `n` tokens from position `first` on, whose queries are `q`.
-    fn attend_and_feed(
+    /// Attention and MLP of positions `tokens`, whose queries begin at row `q_row` of the unit's buffer. The residual
+    /// stream has all of the layer afterwards: whatever runs next may use the unit's buffers. (The norm that the last op
+    /// makes beside its sum is not used; an op of its own would save nothing that can be measured.)
+    fn finish_layer(
         &self,
         runtime: &dyn Runtime,
         pass: &PassView<'_>,
         layer: usize,
-        first: usize,
-        n: usize,
-        q: View<'_>,
+        tokens: Range<usize>,
+        q_row: usize,
     ) {
         let PassBuffers { x, staging } = &self.passes[pass.slot];
-        let x = x.from_row(first - pass.first);
-        let attended = (&self.unit.attended).into();
-        runtime.prefill_attend(staging, first, n, q, attended);
+        let (n, x) = (tokens.len(), x.from_row(tokens.start - pass.first));
+        let (q, attended) = (self.unit.layer.q.from_row(q_row), (&self.unit.attended).into());
+        runtime.prefill_attend(staging, tokens.start, n, q, attended);
         self.feed_forward(runtime, layer, Batch::Tokens(n), attended, x, &self.unit.layer);
+        let (delta, normed) = ((&self.unit.layer.delta).into(), (&self.unit.layer.normed).into());
+        runtime.add_norm(Batch::Tokens(n), x, Some(delta), &self.weights.norm, self.config.norm_eps, normed);
     }
 }
