@@ -116,7 +116,7 @@ impl Plan {
             max_lanes: self.limits.max_lanes,
             prefill_tokens: self.limits.prefill_tokens,
             decode_share: self.decode_share,
-            ..EngineConfig::new(self.pool_rows, row_bytes, self.limits.max_tokens)
+            ..EngineConfig::new(self.pool_rows, row_bytes, self.limits.max_tokens, config.vocab_size)
         };
         let algorithms = decoder.algorithms().specs().all().to_vec();
         let opened = Arc::new(self.opened);

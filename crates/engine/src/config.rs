@@ -25,6 +25,8 @@ pub struct EngineConfig {
     pub max_queue: usize,
     /// Longest sequence, prompt and completion together, in tokens.
     pub max_model_len: usize,
+    /// Tokens that the model knows: ids are `0..vocab`.
+    pub vocab: usize,
     /// Tokens of one pass: a longer prompt takes several, one after the other.
     pub prefill_tokens: usize,
     /// Share of the time that decode gets while prompts are prefilled, 0 to [`DECODE_SHARE_MAX`].
@@ -37,13 +39,14 @@ pub struct EngineConfig {
 
 impl EngineConfig {
     /// The defaults for a CPU.
-    pub fn new(pool_rows: usize, row_bytes: u64, max_model_len: usize) -> Self {
+    pub fn new(pool_rows: usize, row_bytes: u64, max_model_len: usize, vocab: usize) -> Self {
         EngineConfig {
             pool_rows,
             row_bytes,
             max_lanes: 64,
             max_queue: 256,
             max_model_len,
+            vocab,
             prefill_tokens: 32_768,
             decode_share: 0.5,
             unit_seconds: 0.050,

@@ -145,13 +145,25 @@ impl fmt::Display for AttentionUsed {
     }
 }
 
-/// Where a completion's time went, in seconds.
+/// Where a completion's time went, in seconds, measured by the engine.
+///
+/// ```text
+/// submitted   admitted        started       ended
+///     |-queued---|----prefill----|---decode---|      decode_steps / decode = tokens a second
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Timings {
     /// From its submission to its admission.
     pub queued: f64,
-    /// From its admission to its first token.
+    /// From its admission to its first decode step, or to its end where none ran.
     pub prefill: f64,
-    /// From its first token to its last.
+    /// From the start of the first decode step that included it to the end of the last; 0 where none ran.
     pub decode: f64,
+    /// Decode steps that ran for it, those of fed and forced tokens included.
+    pub decode_steps: usize,
+    /// Start of its first decode step on the engine's clock, which all completions share: a batch took from the first
+    /// `started` to the last `ended`.
+    pub started: f64,
+    /// End of its last decode step on the engine's clock.
+    pub ended: f64,
 }

@@ -4,7 +4,7 @@
 
 use crate::event::{AbortReason, Event, FinishReason, Finished, Timings, TokenEvent};
 use crate::request::{Request, RequestId};
-use crate::scheduler::{Notice, Output};
+use crate::scheduler::{Notice, Output, Span};
 use crate::stop::{StopCheck, StopStrings};
 use kv::{SequenceId, TokenId};
 use std::collections::BTreeMap;
@@ -69,8 +69,6 @@ struct Letter {
 struct Choice {
     text: Option<Box<dyn TextStream>>,
     stops: StopStrings,
-    first_at: Option<f64>,
-    last_at: f64,
     stopped: bool,
     finished: bool,
 }
@@ -91,8 +89,6 @@ impl Outbox {
         let choice = || Choice {
             text: self.texts.as_ref().map(|texts| texts()),
             stops: StopStrings::new(&request.stop_strings),
-            first_at: None,
-            last_at: now,
             stopped: false,
             finished: false,
         };
@@ -143,7 +139,7 @@ impl Letter {
             Notice::Token { sequence, choice, output, is_stop, .. } => {
                 let of = &mut self.choices[choice as usize];
                 let stopped = of.stopped;
-                let text = of.push(output.token, is_stop, now);
+                let text = of.push(output.token, is_stop);
                 if stopped {
                     return None;
                 }
@@ -152,8 +148,8 @@ impl Letter {
                 }
                 Event::Token(Box::new(token_event(choice, output, text)))
             }
-            Notice::Finished { choice, reason, usage, attention, .. } => {
-                let timings = self.timings(choice, now);
+            Notice::Finished { choice, reason, usage, attention, decoded, .. } => {
+                let timings = self.timings(decoded, now);
                 let of = &mut self.choices[choice as usize];
                 let (text, reason) = of.finish(reason);
                 Event::Finished(Box::new(Finished { choice, reason, text, usage, attention, timings }))
@@ -175,19 +171,16 @@ impl Letter {
         }
     }
 
-    fn timings(&self, choice: u32, now: f64) -> Timings {
-        let of = &self.choices[choice as usize];
+    fn timings(&self, decoded: Option<(usize, Span)>, now: f64) -> Timings {
         let admitted = self.admitted_at.unwrap_or(now);
-        let first = of.first_at.unwrap_or(now);
-        let decode = (of.last_at - first).max(0.0);
-        Timings { queued: admitted - self.submitted_at, prefill: first - admitted, decode }
+        let (decode_steps, Span { began, ended }) = decoded.unwrap_or((0, Span { began: now, ended: now }));
+        let (queued, prefill, decode) = (admitted - self.submitted_at, began - admitted, ended - began);
+        Timings { queued, prefill, decode, decode_steps, started: began, ended }
     }
 }
 
 impl Choice {
-    fn push(&mut self, token: TokenId, is_stop: bool, now: f64) -> String {
-        self.first_at.get_or_insert(now);
-        self.last_at = now;
+    fn push(&mut self, token: TokenId, is_stop: bool) -> String {
         if is_stop || self.stopped {
             return String::new();
         }

@@ -96,6 +96,14 @@ impl Request {
         }
     }
 
+    /// Every token that the caller names, by the list that it is in. End tokens are the model's own and only compared.
+    pub(crate) fn named_tokens(&self) -> impl Iterator<Item = (&'static str, TokenId)> {
+        let of = |field, tokens: &[TokenId]| tokens.iter().map(move |&token| (field, token)).collect::<Vec<_>>();
+        let biased = self.sampling.logit_bias.iter().map(|&(token, _)| ("logit_bias", token));
+        let given = [of("the prompt", self.tokens()), of("forced", &self.forced), of("stop_tokens", &self.stop_tokens)];
+        given.into_iter().flatten().chain(biased).chain(of("suppressed", &self.sampling.suppressed))
+    }
+
     /// The tokens that the request brings, without a parent's.
     pub fn tokens(&self) -> &[TokenId] {
         match &self.source {
@@ -175,9 +183,19 @@ pub enum Refusal {
         /// As asked.
         parent: SequenceId,
     },
+    /// A token that the model does not know.
+    #[error("{field} has token {token} and the model's vocabulary has {vocab} tokens, from 0 to {}", vocab - 1)]
+    UnknownToken {
+        /// Which of the request's lists.
+        field: &'static str,
+        /// The token.
+        token: TokenId,
+        /// Tokens of the vocabulary.
+        vocab: usize,
+    },
     /// Something that makes no sense.
     #[error("{0}")]
-    Invalid(&'static str),
+    Invalid(String),
     /// No engine.
     #[error("the engine has stopped: {0}")]
     Stopped(String),

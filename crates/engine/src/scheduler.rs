@@ -20,7 +20,7 @@ mod ending;
 
 mod integrity;
 
-pub use commit::{Notice, Outcome, Output};
+pub use commit::{Notice, Outcome, Output, Span};
 
 use crate::PASSES_MAX;
 use crate::cost::CostModel;

@@ -2,6 +2,7 @@
 
 use crate::RequestId;
 use crate::prefill::Prefill;
+use crate::scheduler::Span;
 use kv::{LaneId, SequenceId, SequenceKv, TokenId};
 
 /// A token stream being generated, or kept for forks.
@@ -59,10 +60,20 @@ pub(crate) struct Running {
     pub(crate) planned: usize,
     /// Outputs at the end.
     pub(crate) outputs_max: usize,
+    /// Decode steps collected for it, and from the first one's start to the last one's end; grows by `count_step`.
+    pub(crate) decoded: Option<(usize, Span)>,
     /// Tokens that its last step attended exactly.
     pub(crate) exact_tokens: usize,
     /// Sum and number of measured attention masses.
     pub(crate) mass: (f64, usize),
+}
+
+impl Running {
+    /// A decode step was collected for it.
+    pub(crate) fn count_step(&mut self, step: Span) {
+        let (steps, first) = self.decoded.unwrap_or((0, step));
+        self.decoded = Some((steps + 1, Span { began: first.began, ended: step.ended }));
+    }
 }
 
 impl Sequence {

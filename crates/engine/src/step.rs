@@ -6,7 +6,7 @@
 
 use crate::outbox::{EventSink, Feedback, Outbox};
 use crate::plan::{Act, Pass, Piece, Plan};
-use crate::scheduler::{Notice, Outcome, Scheduler};
+use crate::scheduler::{Notice, Outcome, Scheduler, Span};
 use crate::{AbortReason, Clock, Event, FinishReason, Forward, PassView, Refusal, Request, RequestId};
 use backend::{BackendError, Runtime, StepOutput, Ticket};
 use kv::SequenceId;
@@ -123,10 +123,12 @@ impl Steps {
             let (elapsed, shares) = (now - began_at.max(self.collected_at), plan.predicted_shares());
             (elapsed * shares.0, elapsed * shares.1)
         };
+        // A step that follows another one begins where that one ends, whenever it was launched.
+        let decode_span = Span { began: now - step, ended: now };
         self.collected_at = now;
         let unit_seconds = (!plan.pieces.is_empty()).then_some(unit);
         let decode_seconds = plan.decode.is_some().then_some(step);
-        Ok(Some(Outcome { plan, unit_seconds, decode_seconds, prefill, decode }))
+        Ok(Some(Outcome { plan, unit_seconds, decode_seconds, decode_span, prefill, decode }))
     }
 
     /// Tells the readers; what their texts and their absence mean goes back to the scheduler.
@@ -143,7 +145,7 @@ impl Steps {
         let now = self.clock.seconds();
         let blind = !request.stop_strings.is_empty() && !self.outbox.has_text();
         let taken = if blind {
-            Err(Refusal::Invalid("stop strings need a tokenizer"))
+            Err(Refusal::Invalid("stop strings need a tokenizer".to_string()))
         } else {
             self.scheduler.submit(id, request.clone())
         };

@@ -65,12 +65,13 @@ impl Rig {
         let decoder = Decoder::load(&backend, &opened.checkpoint, limits, &mut |_, _| ()).expect("it loads");
         let decoder = Arc::new(decoder);
         let runtime = backend.runtime(&config.runtime_shape(limits, options.pool_rows)).expect("the runtime fits");
+        let row_bytes = config.geometry().row_bytes() as u64;
         let engine_config = EngineConfig {
             max_lanes: limits.max_lanes,
             prefill_tokens: limits.prefill_tokens,
             unit_seconds: options.unit_seconds,
             decode_share: options.decode_share,
-            ..EngineConfig::new(options.pool_rows, config.geometry().row_bytes() as u64, limits.max_tokens)
+            ..EngineConfig::new(options.pool_rows, row_bytes, limits.max_tokens, config.vocab_size)
         };
         let algorithms = decoder.algorithms().specs().all().to_vec();
         Rig { engine: Engine::start(runtime, decoder.clone(), algorithms, texts, engine_config), decoder }

@@ -97,6 +97,9 @@ pub fn attention(algorithm: u8) -> Attention {
     Attention { algorithm: AlgorithmId(algorithm), selection }
 }
 
+/// Tokens that the made-up model knows.
+pub const VOCAB: usize = 1024;
+
 /// A prompt of `tokens` tokens that no other seed has.
 pub fn prompt(seed: u64, tokens: usize) -> Vec<TokenId> {
     let mut noise = Noise(seed);
@@ -106,7 +109,7 @@ pub fn prompt(seed: u64, tokens: usize) -> Vec<TokenId> {
 impl SimulatorConfig {
     /// A small CPU with `pool_rows` rows and `max_lanes` lanes.
     pub fn new(pool_rows: usize, max_lanes: usize) -> Self {
-        let mut engine = EngineConfig::new(pool_rows, 1 << 20, 1 << 17);
+        let mut engine = EngineConfig::new(pool_rows, 1 << 20, 1 << 17, VOCAB);
         engine.max_lanes = max_lanes;
         SimulatorConfig { engine, layers: 2, steps_in_flight: 1, costs: Costs::default(), lost_after: None, seed: 0 }
     }

@@ -107,7 +107,7 @@ fn refusals_come_back_from_submit() {
     let engine = start();
     let refused = |request: Request| engine.submit(request).err().expect("it can never run");
     assert!(matches!(refused(complete(prompt(1, 5000), 0, 5)), Refusal::NeverFits { pool_rows: 200, .. }));
-    assert_eq!(refused(complete(Vec::new(), 0, 5)), Refusal::Invalid("the prompt has no tokens"));
+    assert_eq!(refused(complete(Vec::new(), 0, 5)), Refusal::Invalid("the prompt has no tokens".to_string()));
 }
 
 #[test]

@@ -539,6 +539,64 @@ fn what_can_never_run_is_refused_with_both_sizes() {
 }
 
 #[test]
+fn tokens_that_the_model_does_not_know_are_refused() {
+    let check = |field: &str, set: &dyn Fn(&mut Request)| {
+        let mut request = complete(prompt(1, 8), 0, 1);
+        set(&mut request);
+        let tokens = "and the model's vocabulary has 1024 tokens, from 0 to 1023";
+        check_refusal(request, &format!("{field} has token 1024 {tokens}"));
+    };
+    check("the prompt", &|request| request.source = Source::Prompt(vec![3, 1023, 1024]));
+    check("forced", &|request| request.forced = vec![1024]);
+    check("logit_bias", &|request| request.sampling.logit_bias = vec![(1, 1.0), (1024, 1.0)]);
+    check("suppressed", &|request| request.sampling.suppressed = vec![1024]);
+    check("stop_tokens", &|request| request.stop_tokens = vec![1024]);
+
+    let mut simulation = Simulation::new(SimulatorConfig::new(60, 2));
+    let mut document = complete(prompt(1, 30), 0, 0);
+    document.hold = true;
+    let document = simulation.submit(document).expect("there is room");
+    simulation.run();
+    let fork = Source::Fork { parent: simulation.held(document)[0], tokens: vec![5, 1024], feed: Feed::Decode };
+    let refusal = simulation.submit(Request::new(fork, attention(0), 1)).expect_err("it has an unknown token");
+    assert_eq!(refusal, Refusal::UnknownToken { field: "the prompt", token: 1024, vocab: 1024 });
+}
+
+#[test]
+fn timings_are_those_of_the_decode_steps() {
+    for steps_in_flight in [1, 2] {
+        let mut config = exact(60, 4, 1.0);
+        config.steps_in_flight = steps_in_flight;
+        let mut simulation = Simulation::new(config);
+        let mut document = complete(prompt(1, 30), 0, 0);
+        document.hold = true;
+        let document = simulation.submit(document).expect("there is room");
+        simulation.run();
+        let parent = simulation.held(document)[0];
+        // Three inputs are fed, so that the third gives the first of two tokens.
+        let fork = Source::Fork { parent, tokens: vec![5, 6, 7], feed: Feed::Decode };
+        let fed = simulation.submit(Request::new(fork, attention(0), 2)).expect("there is room");
+        simulation.run();
+        let own = simulation.submit(complete(prompt(2, 20), 0, 3)).expect("there is room");
+        simulation.run();
+        let [none, fed, own] = [document, fed, own].map(|id| simulation.finished(id)[0].timings);
+        assert_eq!((none.decode_steps, none.decode), (0, 0.0));
+        assert!(0.0 < none.prefill && none.started == none.ended);
+        // A step of one lane takes 4 ms and 0.2 ms.
+        for (timings, steps) in [(fed, 4), (own, 2)] {
+            assert_eq!(timings.decode_steps, steps);
+            assert_eq!(timings.decode, timings.ended - timings.started);
+            // The made-up device works when it is asked to: the first of two steps in flight is seen to take nothing.
+            let least = (steps + 1 - steps_in_flight) as f64 * 4.2e-3;
+            let error = timings.decode - least;
+            assert!((-1e-9..1e-3).contains(&error), "{steps_in_flight} in flight: {timings:?}");
+        }
+        assert!(none.ended <= fed.started && fed.ended <= own.started, "one clock");
+        assert!(0.0 < own.prefill);
+    }
+}
+
+#[test]
 fn a_full_queue_refuses_and_goes_on() {
     let mut config = SimulatorConfig::new(20, 1);
     config.engine.max_queue = 2;

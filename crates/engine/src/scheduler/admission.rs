@@ -42,19 +42,23 @@ impl Scheduler {
 
     /// Whether a request can ever run.
     pub(super) fn check(&self, request: &Request) -> Result<(), Refusal> {
-        let EngineConfig { max_model_len, max_lanes, pool_rows, row_bytes, .. } = self.config;
+        let EngineConfig { max_model_len, max_lanes, pool_rows, row_bytes, vocab, .. } = self.config;
+        let invalid = |why: &str| Refusal::Invalid(why.to_string());
         let Some(spec) = self.algorithms.get(usize::from(request.attention.algorithm.0)) else {
-            return Err(Refusal::Invalid("the attention algorithm is not one of this model's"));
+            return Err(invalid("the attention algorithm is not one of this model's"));
         };
         if spec.summary_row_tokens.is_some() && request.attention.selection.index_unit_tokens != spec.index_unit_tokens
         {
-            return Err(Refusal::Invalid("the selection's Index unit is not the algorithm's"));
+            return Err(invalid("the selection's Index unit is not the algorithm's"));
         }
         if request.tokens().is_empty() {
-            return Err(Refusal::Invalid("the prompt has no tokens"));
+            return Err(invalid("the prompt has no tokens"));
         }
         if request.choices == 0 {
-            return Err(Refusal::Invalid("at least one choice must be asked for"));
+            return Err(invalid("at least one choice must be asked for"));
+        }
+        if let Some((field, token)) = request.named_tokens().find(|&(_, token)| vocab <= token as usize) {
+            return Err(Refusal::UnknownToken { field, token, vocab });
         }
         if let Some(parent) = request.parent()
             && (self.sequences.get(&parent).is_none_or(|held| !matches!(held.phase, Phase::Held))

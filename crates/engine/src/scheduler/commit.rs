@@ -17,10 +17,21 @@ pub struct Outcome {
     pub unit_seconds: Option<f64>,
     /// What its decode step took; `None` where it had none.
     pub decode_seconds: Option<f64>,
+    /// When the decode step ran; of no meaning where it had none.
+    pub decode_span: Span,
     /// First tokens of a prompt that ended.
     pub prefill: StepOutput,
     /// Tokens of the decode step.
     pub decode: StepOutput,
+}
+
+/// From when to when something ran, in seconds on the engine's clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Span {
+    /// Its start.
+    pub began: f64,
+    /// Its end.
+    pub ended: f64,
 }
 
 /// What a reader is to be told, without text and times.
@@ -71,6 +82,8 @@ pub enum Notice {
         usage: Usage,
         /// What ran.
         attention: AttentionUsed,
+        /// Decode steps that ran for it, and from the first one's start to the last one's end; `None` for no step.
+        decoded: Option<(usize, Span)>,
     },
 }
 
@@ -104,14 +117,14 @@ pub struct Output {
 impl Scheduler {
     /// Takes a step's outcome in; steps are committed in the order in which they were planned.
     pub fn commit(&mut self, outcome: Outcome) -> Vec<Notice> {
-        let Outcome { plan, unit_seconds, decode_seconds, prefill, decode } = outcome;
+        let Outcome { plan, unit_seconds, decode_seconds, decode_span, prefill, decode } = outcome;
         assert!(self.committed < plan.step && plan.step <= self.planned, "step {} is committed out of turn", plan.step);
         self.committed = plan.step;
         self.learn(&plan, unit_seconds, decode_seconds);
         let mut notices = Vec::new();
         self.report_all(&plan, &mut notices);
         self.accept_ends(&plan, prefill, &mut notices);
-        self.accept_decoded(&plan, decode, &mut notices);
+        self.accept_decoded(&plan, decode, decode_span, &mut notices);
         self.reclaim();
         notices
     }
@@ -159,11 +172,14 @@ impl Scheduler {
         }
     }
 
-    fn accept_decoded(&mut self, plan: &Plan, decode: StepOutput, notices: &mut Vec<Notice>) {
+    fn accept_decoded(&mut self, plan: &Plan, decode: StepOutput, span: Span, notices: &mut Vec<Notice>) {
         let Some(planned) = &plan.decode else { return };
         assert_eq!(planned.sequences.len(), decode.lanes.len(), "step {}: one output a lane", plan.step);
         for ((&id, &lane), output) in planned.sequences.iter().zip(&planned.input.active).zip(decode.lanes) {
             assert_eq!(lane, output.lane, "step {}: outputs come in the order of the lanes", plan.step);
+            if let Some(running) = self.sequences.get_mut(&id).and_then(|sequence| sequence.running_mut()) {
+                running.count_step(span);
+            }
             self.accept(id, output.into(), notices);
         }
     }

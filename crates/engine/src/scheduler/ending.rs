@@ -24,6 +24,7 @@ impl Scheduler {
         let aborted = matches!(reason, FinishReason::Aborted(_));
         let (owner, choice) = (sequence.request, sequence.choice);
         let used = self.attention_used(&request, &sequence);
+        let decoded = sequence.running().and_then(|running| running.decoded);
         let usage = self.usage(&request, &sequence);
         let lane = sequence.lane.take();
         if request.hold && !aborted {
@@ -38,7 +39,7 @@ impl Scheduler {
         } else {
             self.retiring.push(Retiring { after: self.planned, kv: Some(sequence.kv), lane });
         }
-        notices.push(Notice::Finished { request: owner, choice, reason, usage, attention: used });
+        notices.push(Notice::Finished { request: owner, choice, reason, usage, attention: used, decoded });
         self.leave_group(owner, id, aborted);
     }
 
@@ -105,7 +106,7 @@ impl Scheduler {
         let prompt_tokens = self.prefix(request) + request.tokens().len();
         let usage = Usage { prompt_tokens, cached_tokens: 0, completion_tokens: 0 };
         let attention = self.attention(request, 0, 0, None);
-        Notice::Finished { request: id, choice, reason, usage, attention }
+        Notice::Finished { request: id, choice, reason, usage, attention, decoded: None }
     }
 
     fn usage(&self, request: &Request, sequence: &Sequence) -> Usage {
