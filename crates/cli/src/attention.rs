@@ -5,7 +5,7 @@ use crate::quantity::Share;
 use anyhow::{Result, bail, ensure};
 use backend::AlgorithmId;
 use kv::{PAGE_TOKENS, Selection};
-use sparse::Algorithms;
+use sparse::Specs;
 
 /// One resolved attention, with the name under which it is reported.
 #[derive(Clone, Debug)]
@@ -17,14 +17,9 @@ pub(crate) struct Attention {
 
 impl Attention {
     /// Resolves one name and an optional budget.
-    pub(crate) fn resolve(
-        algorithms: &Algorithms,
-        name: &str,
-        budget: Option<Share>,
-        flags: &SelectionArgs,
-    ) -> Result<Self> {
-        let algorithm = algorithms.by_name(name)?;
-        let spec = algorithms.spec(algorithm);
+    pub(crate) fn resolve(specs: &Specs, name: &str, budget: Option<Share>, flags: &SelectionArgs) -> Result<Self> {
+        let algorithm = specs.by_name(name)?;
+        let spec = specs.get(algorithm);
         let mut selection = spec.selection();
         if spec.is_sparse() {
             let tokens = |flag: Option<crate::quantity::TokenCount>, default| flag.map_or(default, |n| n.0);
@@ -44,31 +39,36 @@ impl Attention {
 
     /// Resolves every combination of names and budgets, in order; dense and names without budgets appear once.
     pub(crate) fn resolve_all(
-        algorithms: &Algorithms,
+        specs: &Specs,
         names: &[String],
         budgets: &[Share],
         flags: &SelectionArgs,
     ) -> Result<Vec<Self>> {
         let mut all = Vec::new();
         for name in names {
-            let sparse = algorithms.spec(algorithms.by_name(name)?).is_sparse();
+            let sparse = specs.get(specs.by_name(name)?).is_sparse();
             let own: Vec<Option<Share>> = match sparse && !budgets.is_empty() {
                 true => budgets.iter().copied().map(Some).collect(),
                 false => vec![None],
             };
             for budget in own {
-                all.push(Self::resolve(algorithms, name, budget, flags)?);
+                all.push(Self::resolve(specs, name, budget, flags)?);
             }
         }
         if all.is_empty() {
-            bail!("--attention names no algorithm; this model has {}", algorithms.names().join(", "));
+            bail!("--attention names no algorithm; this model has {}", specs.names().join(", "));
         }
         Ok(all)
     }
 
+    /// Dense attention.
+    pub(crate) fn dense() -> Self {
+        Attention { name: "dense", algorithm: Specs::DENSE, selection: Selection::dense() }
+    }
+
     /// The budget as printed; empty for dense.
     pub(crate) fn budget(&self) -> String {
-        match self.algorithm == Algorithms::DENSE {
+        match self.algorithm == Specs::DENSE {
             true => String::new(),
             false => Share(self.selection.budget).to_string(),
         }

@@ -12,6 +12,8 @@ mod attention;
 
 mod table;
 
+mod output;
+
 use clap::Parser;
 
 #[global_allocator]
@@ -21,6 +23,7 @@ fn main() -> std::process::ExitCode {
     let args = args::Args::parse();
     match commands::run(args.command) {
         Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) if output::is_closed_pipe(&error) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             std::process::ExitCode::FAILURE

@@ -1,19 +1,23 @@
 //! From a model's name to an engine that serves it: resolve, print the plan, load, start.
 
 use crate::args::ModelArgs;
-use crate::quantity::Bytes;
+use crate::quantity::{Bytes, TokenCount};
 use anyhow::{Context, Result, bail, ensure};
 use backend::cpu::{CpuBackend, CpuOptions};
 use backend::{Backend, MemoryUse};
 use engine::{DECODE_SHARE_MAX, Engine, EngineConfig, TextFactory, TextStream};
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{Decoder, DecoderLimits, Detokenizer, ModelSource, Opened};
+use sparse::Specs;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// KV memory where nobody says otherwise: the smaller of this and half of the free memory.
 const KV_MEMORY_DEFAULT: u64 = 4 << 30;
+
+/// Fewest tokens of a prefill pass.
+const PREFILL_TOKENS_LEAST: usize = 512;
 
 /// Everything decided about a model before a weight is read.
 pub(crate) struct Plan {
@@ -24,6 +28,7 @@ pub(crate) struct Plan {
     pub(crate) kv_memory: Bytes,
     pub(crate) pool_rows: usize,
     pub(crate) decode_share: f64,
+    pub(crate) specs: Specs,
 }
 
 impl Plan {
@@ -50,10 +55,16 @@ impl Plan {
             Some(tokens) if config.max_positions < tokens.0 => {
                 bail!("--max-model-len {} is beyond the model's {} positions", tokens.0, config.max_positions)
             }
-            Some(tokens) => tokens.0.max(1),
+            Some(TokenCount(0..16)) => bail!("--max-model-len is 16 or more: a prompt and its answer"),
+            Some(tokens) => tokens.0,
             None => config.max_positions.min(fits),
         };
-        let prefill_tokens = args.prefill_tokens.0.clamp(1, max_tokens);
+        ensure!(
+            PREFILL_TOKENS_LEAST <= args.prefill_tokens.0,
+            "--prefill-tokens {} is too low: every pass reads the prompt before it again, use {PREFILL_TOKENS_LEAST} or more",
+            args.prefill_tokens
+        );
+        let prefill_tokens = args.prefill_tokens.0.min(max_tokens);
         let limits = DecoderLimits { max_lanes: usize::from(args.max_lanes), max_tokens, prefill_tokens };
         ensure!(
             args.decode_share.0 <= DECODE_SHARE_MAX,
@@ -61,8 +72,8 @@ impl Plan {
             args.decode_share.0,
             DECODE_SHARE_MAX
         );
-        let bundled = source == ModelSource::Bundled;
-        Ok(Plan { bundled, backend, limits, kv_memory, pool_rows, decode_share: args.decode_share.0, opened })
+        let (bundled, specs) = (source == ModelSource::Bundled, Specs::of(geometry));
+        Ok(Plan { specs, bundled, backend, limits, kv_memory, pool_rows, decode_share: args.decode_share.0, opened })
     }
 
     /// What will be allocated, line by line.
@@ -122,15 +133,14 @@ impl Plan {
         let opened = Arc::new(self.opened);
         let texts = Texts(opened.clone());
         let texts: TextFactory = Arc::new(move || texts.stream());
-        let engine = Engine::start(runtime, decoder.clone(), algorithms, Some(texts), engine_config);
-        Ok(Session { engine, decoder, opened, bundled: self.bundled, limits: self.limits })
+        let engine = Engine::start(runtime, decoder, algorithms, Some(texts), engine_config);
+        Ok(Session { engine, opened, bundled: self.bundled, limits: self.limits })
     }
 }
 
 /// A model that answers.
 pub(crate) struct Session {
     pub(crate) engine: Engine,
-    pub(crate) decoder: Arc<Decoder>,
     pub(crate) opened: Arc<Opened>,
     pub(crate) bundled: bool,
     pub(crate) limits: DecoderLimits,

@@ -1,5 +1,8 @@
 //! Columns of text, numbers to the right.
 
+use crate::output::line;
+use anyhow::Result;
+
 /// Rows under a header.
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
@@ -22,7 +25,10 @@ impl Table {
     }
 
     /// Prints it as a Markdown table to standard output.
-    pub(crate) fn print(&self) {
+    ///
+    /// # Errors
+    /// Nobody reads any more.
+    pub(crate) fn print(&self) -> Result<()> {
         let columns = self.rows[0].len();
         let width = |c: usize| self.rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..columns).map(width).collect();
@@ -34,11 +40,12 @@ impl Table {
                     _ => format!("{text:>width$}"),
                 }
             };
-            println!("| {} |", (0..columns).map(cell).collect::<Vec<_>>().join(" | "));
+            line(&format!("| {} |", (0..columns).map(cell).collect::<Vec<_>>().join(" | ")))?;
             if i == 0 {
                 let rule = |c: usize| format!("{}{}", "-".repeat(widths[c].max(2) - 1), if c == 0 { "-" } else { ":" });
-                println!("| {} |", (0..columns).map(rule).collect::<Vec<_>>().join(" | "));
+                line(&format!("| {} |", (0..columns).map(rule).collect::<Vec<_>>().join(" | ")))?;
             }
         }
+        Ok(())
     }
 }

@@ -70,7 +70,7 @@ impl Drop for Document<'_> {
 }
 
 /// The next event that is not an error; `None` after the last.
-pub(crate) fn next(handle: &mut RequestHandle) -> Result<Option<Event>, EvalError> {
+fn next(handle: &mut RequestHandle) -> Result<Option<Event>, EvalError> {
     match handle.next() {
         Some(Event::Refused(refusal)) => Err(EvalError::Refused(*refusal)),
         Some(Event::Failed(why)) => Err(EvalError::Failed(why)),

@@ -3,10 +3,13 @@
 
 pub mod document;
 
+pub mod drain;
+
 pub mod questions;
 
 pub mod perplexity;
 
 pub use document::{Document, EvalError};
+pub use drain::{BatchTime, Drained, batch_time, drain};
 pub use perplexity::{Score, score};
 pub use questions::{Asked, Outcome, Question, ask};

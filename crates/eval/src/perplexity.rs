@@ -1,8 +1,9 @@
 //! How surprised a model is by the end of a text it has read the beginning of.
 
 use crate::Document;
-use crate::document::{EvalError, next};
-use engine::{Attention, Event, Feed, Request, Source};
+use crate::document::EvalError;
+use crate::drain::{batch_time, drain};
+use engine::{Attention, Feed, Request, Source};
 use kv::TokenId;
 
 /// The score of one attention.
@@ -44,18 +45,12 @@ pub fn score(
     let mut request = Request::new(source, attention, tokens.len() - 1);
     request.forced = tokens[1..].to_vec();
     request.measure_mass = measure_mass;
-    let mut handle = document.engine().submit(request)?;
-    let mut score = Score { logprobs: Vec::new(), exact_tokens: 0, seconds: 0.0, attention_mass: None };
-    while let Some(event) = next(&mut handle)? {
-        match event {
-            Event::Token(token) => score.logprobs.extend(token.logprob),
-            Event::Finished(finished) => {
-                score.exact_tokens = finished.attention.exact_tokens;
-                score.seconds = finished.timings.decode;
-                score.attention_mass = finished.attention.attention_mass;
-            }
-            _ => {}
-        }
-    }
-    Ok(score)
+    let drained = drain(document.engine(), vec![request])?;
+    let used = drained[0].finished.attention;
+    Ok(Score {
+        logprobs: drained[0].tokens.iter().filter_map(|token| token.logprob).collect(),
+        exact_tokens: used.exact_tokens,
+        attention_mass: used.attention_mass,
+        seconds: batch_time(&drained).seconds,
+    })
 }

@@ -1,10 +1,10 @@
 //! Questions about a held document.
 
 use crate::Document;
-use crate::document::{EvalError, next};
-use engine::{Attention, Event, Feed, Request, RequestHandle, Source};
+use crate::document::EvalError;
+use crate::drain::{BatchTime, Drained, batch_time, drain};
+use engine::{Attention, Feed, Request, Source};
 use kv::TokenId;
-use std::time::Instant;
 
 /// What is asked and what is true.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,10 +37,8 @@ pub struct Outcome {
 pub struct Asked {
     /// One per question.
     pub outcomes: Vec<Outcome>,
-    /// Decode steps of all questions together, fed and answered tokens.
-    pub decoded_tokens: usize,
-    /// From the first decoded token to the last, in seconds.
-    pub decode_seconds: f64,
+    /// Decode steps of all questions, fed and answered tokens, and how long they took.
+    pub time: BatchTime,
 }
 
 impl Asked {
@@ -62,17 +60,14 @@ pub fn ask(
     at_once: usize,
     measure_mass: bool,
 ) -> Result<Asked, EvalError> {
-    let mut asked = Asked { outcomes: Vec::new(), decoded_tokens: 0, decode_seconds: 0.0 };
+    let mut asked = Asked { outcomes: Vec::new(), time: BatchTime { steps: 0, seconds: 0.0 } };
     for group in questions.chunks(at_once.max(1)) {
-        let requests = group.iter().map(|question| fork(document, question, attention, measure_mass));
-        let handles = requests.map(|request| document.engine().submit(request)).collect::<Result<Vec<_>, _>>()?;
-        let mut first_token = None;
-        for (question, mut handle) in group.iter().zip(handles) {
-            let outcome = answer(question, &mut handle, &mut first_token)?;
-            asked.decoded_tokens += question.tokens.len() + question.answer.len() - 1;
-            asked.outcomes.push(outcome);
-        }
-        asked.decode_seconds += first_token.map_or(0.0, |first: Instant| first.elapsed().as_secs_f64());
+        let requests = group.iter().map(|question| fork(document, question, attention, measure_mass)).collect();
+        let drained = drain(document.engine(), requests)?;
+        let time = batch_time(&drained);
+        asked.time.steps += time.steps;
+        asked.time.seconds += time.seconds;
+        asked.outcomes.extend(group.iter().zip(&drained).map(|(question, drained)| outcome(question, drained)));
     }
     Ok(asked)
 }
@@ -85,27 +80,14 @@ fn fork(document: &Document<'_>, question: &Question, attention: Attention, meas
     request
 }
 
-fn answer(
-    question: &Question,
-    handle: &mut RequestHandle,
-    first_token: &mut Option<Instant>,
-) -> Result<Outcome, EvalError> {
-    let mut outcome =
-        Outcome { tokens: Vec::new(), is_right: false, exact_tokens: 0, context_tokens: 0, attention_mass: None };
-    while let Some(event) = next(handle)? {
-        match event {
-            Event::Token(token) => {
-                first_token.get_or_insert_with(Instant::now);
-                outcome.tokens.push(token.token);
-            }
-            Event::Finished(finished) => {
-                outcome.exact_tokens = finished.attention.exact_tokens;
-                outcome.context_tokens = finished.attention.context_tokens;
-                outcome.attention_mass = finished.attention.attention_mass;
-            }
-            _ => {}
-        }
+fn outcome(question: &Question, drained: &Drained) -> Outcome {
+    let tokens: Vec<TokenId> = drained.tokens.iter().map(|token| token.token).collect();
+    let used = drained.finished.attention;
+    Outcome {
+        is_right: tokens == question.answer,
+        tokens,
+        exact_tokens: used.exact_tokens,
+        context_tokens: used.context_tokens,
+        attention_mass: used.attention_mass,
     }
-    outcome.is_right = outcome.tokens == question.answer;
-    Ok(outcome)
 }

@@ -2,6 +2,7 @@
 //! bit whatever ran beside it, on however many threads, and however its prompt was cut.
 
 use backend::cpu::{CpuOptions, Isa};
+use engine::{Event, Feed, Request, Source};
 use kv::Selection;
 use model::{ModelSource, Opened, needle_text};
 use testing::rig::{Answer, Rig, RigOptions, wait};
@@ -56,7 +57,7 @@ fn alone(opened: &Opened, isa: Isa, name: &str, context: usize, seed: u64) -> An
     rig.answer(request)
 }
 
-fn check_company(isa: Isa, contexts: &[usize]) {
+fn check_company(isa: Isa, contexts: &[usize], prefill_tokens: usize) {
     let opened = needle();
     let cases: Vec<(&str, usize, u64)> = ALGORITHMS
         .iter()
@@ -82,10 +83,85 @@ fn check_company(isa: Isa, contexts: &[usize]) {
 
 #[test]
 fn answers_do_not_depend_on_company_threads_or_units() {
-    check_company(Isa::detect(), &[130, 571, 1023]);
+    check_company(Isa::detect(), &[130, 571, 1023], 1400);
+}
+
+#[test]
+fn nor_on_how_many_passes_a_prompt_takes() {
+    check_company(Isa::detect(), &[130, 1023], 100);
 }
 
 #[test]
 fn nor_do_they_on_the_portable_kernels() {
-    check_company(Isa::Portable, &[301]);
+    check_company(Isa::Portable, &[301], 128);
+}
+
+#[test]
+fn short_prompts_that_overtake_a_long_one_leave_its_first_token_alone() {
+    let opened = needle();
+    let want = alone(&opened, Isa::detect(), "sketch", 1300, 5);
+    let options = RigOptions { unit_seconds: 0.0005, ..RigOptions::new(64, 1400) };
+    let rig = Rig::start(&opened, None, options);
+    for _ in 0..5 {
+        let long = rig.request(prompt(1300, 5), rig.attention("sketch", low_limits), GENERATED, 5);
+        let long = rig.engine.submit(long).expect("the request is taken");
+        // Arrive one after the other while the long prompt is read, and while it is indexed.
+        let shorts: Vec<_> = (0..60)
+            .map(|seed| {
+                let request = rig.request(prompt(70, seed), rig.attention("dense", low_limits), 1, seed);
+                rig.engine.submit(request).expect("the request is taken")
+            })
+            .collect();
+        shorts.into_iter().for_each(|short| drop(wait(short)));
+        assert_eq!(wait(long), want);
+    }
+}
+
+#[test]
+fn a_suffix_behind_a_held_prompt_is_the_whole_prompt_to_the_bit() {
+    let opened = needle();
+    let rig = Rig::start(&opened, None, RigOptions::new(4, 1400));
+    let whole = prompt(1000, 2);
+    for name in ALGORITHMS {
+        let attention = rig.attention(name, low_limits);
+        let want = rig.answer(rig.request(whole.clone(), attention, GENERATED, 9));
+        for cut in [1, 7, 8, 500, whole.len() - 1] {
+            let dense = rig.attention("dense", low_limits);
+            let held = eval::Document::read(&rig.engine, whole[..cut].to_vec(), dense, |_, _| ()).expect("it fits");
+            let mut request = rig.request(Vec::new(), attention, GENERATED, 9);
+            let tokens = whole[cut..].to_vec();
+            request.source = Source::Fork { parent: held.sequence(), tokens, feed: Feed::Prefill };
+            assert_eq!(rig.answer(request), want, "{name} cut at {cut}");
+        }
+    }
+}
+
+#[test]
+fn choices_share_a_prompt_and_differ_by_their_noise_alone() {
+    let opened = needle();
+    let rig = Rig::start(&opened, None, RigOptions::new(6, 1400));
+    for (name, context) in [("dense", 333), ("sketch", 1001), ("shadowkv", 1004)] {
+        let ask = |choice: u32, choices: usize| {
+            let mut request = rig.request(prompt(context, 4), rig.attention(name, low_limits), GENERATED, 21);
+            request.sampling.choice = choice;
+            request.sampling.temperature = 1.5;
+            request.choices = choices;
+            request
+        };
+        let together = eval_choices(&rig, ask(0, 3));
+        assert_eq!(together.len(), 3);
+        assert_ne!(together[0], together[1], "{name}: noise differs by choice");
+        assert_eq!(together[0], rig.answer(ask(0, 1)).tokens, "{name}: the first choice is the answer alone");
+        assert_eq!(eval_choices(&rig, ask(0, 3)), together, "{name}: and all of them repeat");
+    }
+}
+
+fn eval_choices(rig: &Rig, request: Request) -> Vec<Vec<u32>> {
+    let mut tokens = vec![Vec::new(); request.choices];
+    for event in rig.engine.submit(request).expect("the request is taken") {
+        if let Event::Token(token) = event {
+            tokens[token.choice as usize].push(token.token);
+        }
+    }
+    tokens
 }

@@ -6,14 +6,14 @@
 use super::gap::{self, Gap};
 use crate::args::BenchArgs;
 use crate::attention::Attention;
+use crate::output::print_json;
 use crate::session::{Plan, Session, progress_bar};
 use crate::table::Table;
 use anyhow::{Result, ensure};
 use backend::Backend;
-use engine::{Event, Feed, Request, Source};
-use eval::Document;
+use engine::{Feed, Request, Source};
+use eval::{Document, Drained};
 use serde_json::json;
-use std::time::Instant;
 
 /// One line of the result.
 struct Line {
@@ -21,7 +21,7 @@ struct Line {
     batch: usize,
     attention: Attention,
     exact_tokens: usize,
-    /// Tokens a second of reading the prompts, one after the other.
+    /// Tokens a second of reading a prompt, its Index included.
     prefill: f64,
     /// Tokens a second of all sequences together.
     decode: f64,
@@ -32,38 +32,46 @@ struct Line {
 /// Runs it.
 pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
     let plan = Plan::resolve(&args.model)?;
-    let generated = args.gen_tokens.0;
+    let (generated, compare) = (args.gen_tokens.0, &args.compare);
+    let attentions = Attention::resolve_all(&plan.specs, &compare.attention, &compare.budget, &compare.selection)?;
     ensure!(1 < generated, "--gen-tokens {generated}: a rate takes at least 2 tokens");
+    for batch in &args.batch {
+        ensure!(0 < *batch && *batch <= args.model.max_lanes, "--batch {batch}: from 1 to --max-lanes");
+    }
     for prompt in &args.prompt_tokens {
-        let most = plan.limits.max_tokens;
-        ensure!(
-            0 < prompt.0 && prompt.0 + generated + 2 <= most,
-            "--prompt-tokens {prompt}: with {generated} generated tokens a prompt has 1 to {} tokens here",
-            most.saturating_sub(generated + 2)
-        );
+        check_prompt(&plan, args, prompt.0)?;
     }
     let device = plan.backend.info().description;
     let session = plan.start()?;
-    let compare = &args.compare;
-    let algorithms = session.decoder.algorithms();
-    let attentions = Attention::resolve_all(algorithms, &compare.attention, &compare.budget, &compare.selection)?;
     let mut lines = Vec::new();
     for prompt in &args.prompt_tokens {
         for batch in &args.batch {
-            ensure!(0 < *batch && *batch <= args.model.max_lanes, "--batch {batch}: from 1 to --max-lanes");
             lines.extend(measure(&session, args, prompt.0, usize::from(*batch), &attentions)?);
         }
     }
     let gaps = if args.gap { gap::measure(&session, args)? } else { Vec::new() };
-    match compare.json {
-        true => println!("{:#}", as_json(&session, &device, &lines, &gaps)),
-        false => {
-            print_table(&lines);
-            if args.gap {
-                gap::print(&gaps);
-            }
-        }
+    if compare.json {
+        return print_json(&as_json(&session, &device, &lines, &gaps));
     }
+    print_table(&lines)?;
+    if args.gap { gap::print(&gaps) } else { Ok(()) }
+}
+
+/// Everything that a run needs must fit before it starts: its documents stay in the pool.
+fn check_prompt(plan: &Plan, args: &BenchArgs, prompt: usize) -> Result<()> {
+    let (most, generated) = (plan.limits.max_tokens, args.gen_tokens.0);
+    ensure!(
+        0 < prompt && prompt + generated + 2 <= most,
+        "--prompt-tokens {prompt}: prompt and {generated} generated tokens must fit into {most} tokens"
+    );
+    let batch = usize::from(args.batch.iter().copied().max().unwrap_or(1));
+    // KV and the summaries of all algorithms, which take less than half of it.
+    let rows = batch * kv::geometry::pages(prompt + generated + 2) * 3 / 2;
+    ensure!(
+        rows <= plan.pool_rows,
+        "--batch {batch} with --prompt-tokens {prompt} takes {} of KV memory: raise --kv-memory",
+        crate::quantity::Bytes((rows * plan.opened.config().geometry().row_bytes()) as u64)
+    );
     Ok(())
 }
 
@@ -74,68 +82,60 @@ fn measure(
     batch: usize,
     attentions: &[Attention],
 ) -> Result<Vec<Line>> {
-    let dense = Attention::resolve(session.decoder.algorithms(), "dense", None, &args.compare.selection)?;
     let bar = progress_bar("reading", batch as u64, "{pos}/{len} prompts");
     let mut documents = Vec::new();
     for seed in 0..batch {
         let tokens = prompt(session, prompt_tokens, seed as u64);
-        documents.push(Document::read(&session.engine, tokens, (&dense).into(), |_, _| ())?);
+        documents.push(Document::read(&session.engine, tokens, Attention::dense().into(), |_, _| ())?);
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let prefill = median(documents.iter().map(|d| d.tokens as f64 / d.prefill_seconds).collect());
+    let read_seconds = median(documents.iter().map(|d| d.prefill_seconds).collect());
     let bar = progress_bar("decoding", (usize::from(args.repeat) * attentions.len()) as u64, "{pos}/{len} runs");
+    // The first fork under an algorithm carries the document's Index: run it before anything is timed.
+    let mut index_seconds = Vec::new();
+    for attention in attentions {
+        let drained = decode(&documents, attention, 2)?;
+        index_seconds.push(median(drained.iter().map(|d| d.finished.timings.prefill).collect()));
+    }
     let mut seconds = vec![Vec::new(); attentions.len()];
     let mut exact = vec![0; attentions.len()];
     for _ in 0..args.repeat {
         for (i, attention) in attentions.iter().enumerate() {
-            let (took, exact_tokens) = decode(&documents, attention, args.gen_tokens.0)?;
-            seconds[i].push(took);
-            exact[i] = exact_tokens;
+            let drained = decode(&documents, attention, args.gen_tokens.0)?;
+            let time = eval::batch_time(&drained);
+            seconds[i].push(time.seconds * batch as f64 / time.steps as f64);
+            exact[i] = drained[0].finished.attention.exact_tokens;
             bar.inc(1);
         }
     }
     bar.finish_and_clear();
-    let steps = (args.gen_tokens.0 - 1) as f64;
     let line = |(i, attention): (usize, &Attention)| {
-        let step_seconds = median(seconds[i].clone()) / steps;
+        let step_seconds = median(seconds[i].clone());
         let (attention, exact_tokens) = (attention.clone(), exact[i]);
-        let decode = batch as f64 / step_seconds;
-        Line { prompt_tokens, batch, attention, exact_tokens, prefill, decode, step_seconds }
+        let prefill = prompt_tokens as f64 / (read_seconds + index_seconds[i]);
+        Line {
+            prompt_tokens,
+            batch,
+            attention,
+            exact_tokens,
+            prefill,
+            decode: batch as f64 / step_seconds,
+            step_seconds,
+        }
     };
     Ok(attentions.iter().enumerate().map(line).collect())
 }
 
-/// Seconds from the moment when every sequence decodes to the end, for `generated - 1` steps; exact tokens at the end.
-fn decode(documents: &[Document<'_>], attention: &Attention, generated: usize) -> Result<(f64, usize)> {
+/// Decodes a fork of every document, all at once.
+fn decode(documents: &[Document<'_>], attention: &Attention, generated: usize) -> Result<Vec<Drained>> {
     let request = |document: &Document<'_>| {
         let source = Source::Fork { parent: document.sequence(), tokens: vec![5], feed: Feed::Decode };
         let mut request = Request::new(source, attention.into(), generated);
         request.ignore_eos = true;
-        document.engine().submit(request)
+        request
     };
-    let mut handles = documents.iter().map(request).collect::<Result<Vec<_>, _>>()?;
-    let mut start = Instant::now();
-    let mut exact_tokens = 0;
-    // The first sequence is admitted last but for those behind it, which join at once: the clock starts there.
-    for (i, handle) in handles.iter_mut().enumerate() {
-        let mut tokens = 0;
-        for event in handle {
-            match event {
-                Event::Token(_) => {
-                    tokens += 1;
-                    if tokens == 1 && i == 0 {
-                        start = Instant::now();
-                    }
-                }
-                Event::Finished(finished) => exact_tokens = finished.attention.exact_tokens,
-                Event::Refused(refusal) => return Err((*refusal).into()),
-                Event::Failed(why) => anyhow::bail!("the engine failed: {why}"),
-                _ => {}
-            }
-        }
-    }
-    Ok((start.elapsed().as_secs_f64(), exact_tokens))
+    Ok(eval::drain(documents[0].engine(), documents.iter().map(request).collect())?)
 }
 
 /// Any text will do for speed: a needle document for the bundled model, spread ids for others.
@@ -154,7 +154,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-fn print_table(lines: &[Line]) {
+fn print_table(lines: &[Line]) -> Result<()> {
     let mut table = Table::new([
         "prompt",
         "batch",
@@ -182,7 +182,7 @@ fn print_table(lines: &[Line]) {
             dense.map_or("-".to_string(), |dense| format!("{:.2}", line.decode / dense.decode)),
         ]);
     }
-    table.print();
+    table.print()
 }
 
 fn as_json(session: &Session, device: &str, lines: &[Line], gaps: &[Gap]) -> serde_json::Value {

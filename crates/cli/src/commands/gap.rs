@@ -2,6 +2,7 @@
 
 use crate::args::BenchArgs;
 use crate::attention::Attention;
+use crate::output::line;
 use crate::session::Session;
 use crate::table::Table;
 use anyhow::{Result, ensure};
@@ -28,7 +29,7 @@ pub(super) struct Gap {
 
 /// Measures every prompt length beside one dense stream.
 pub(super) fn measure(session: &Session, args: &BenchArgs) -> Result<Vec<Gap>> {
-    let dense = Attention::resolve(session.decoder.algorithms(), "dense", None, &args.compare.selection)?;
+    let dense = Attention::dense();
     args.prompt_tokens.iter().map(|prompt| beside(session, &dense, prompt.0)).collect()
 }
 
@@ -73,8 +74,8 @@ fn in_background(handle: RequestHandle) -> Receiver<()> {
 }
 
 /// As a table.
-pub(super) fn print(gaps: &[Gap]) {
-    println!("\na running stream while a prompt is read beside it:\n");
+pub(super) fn print(gaps: &[Gap]) -> Result<()> {
+    line("\na running stream while a prompt is read beside it:\n")?;
     let mut table = Table::new(["prompt", "longest gap ms", "median gap ms", "stream tok/s", "prompt tok/s"]);
     for gap in gaps {
         table.row([
@@ -85,7 +86,7 @@ pub(super) fn print(gaps: &[Gap]) {
             format!("{:.0}", gap.prompt_tokens as f64 / gap.seconds),
         ]);
     }
-    table.print();
+    table.print()
 }
 
 /// As JSON.

@@ -1,6 +1,7 @@
 //! `spindle info`: what this binary and machine have, and a model's memory plan. Reads headers, loads nothing.
 
 use crate::args::InfoArgs;
+use crate::output::{line, print_json};
 use crate::quantity::Bytes;
 use crate::session::{Plan, free_memory};
 use anyhow::Result;
@@ -13,23 +14,26 @@ pub(crate) fn info(args: &InfoArgs) -> Result<()> {
     let plan = Plan::resolve(&args.model)?;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     if args.json {
-        println!("{:#}", as_json(&plan, cores));
-        return Ok(());
+        return print_json(&as_json(&plan, cores));
     }
-    println!("spindle  {}", env!("CARGO_PKG_VERSION"));
+    line(&format!("spindle  {}", env!("CARGO_PKG_VERSION")))?;
     let free = free_memory().map_or("unknown".to_string(), |bytes| Bytes(bytes).to_string());
-    println!("machine  {cores} cores, {free} memory free, kernels for {}", Isa::detect().name());
-    println!("{}", plan.describe());
-    println!();
-    for line in plan.memory() {
-        println!("  {:<24} {:>12}", line.name, Bytes(line.bytes).to_string());
+    line(&format!("machine  {cores} cores, {free} memory free, kernels for {}", Isa::detect().name()))?;
+    line(&plan.describe())?;
+    line("")?;
+    let row = |name: &str, bytes: u64| line(&format!("  {name:<24} {:>12}", Bytes(bytes).to_string()));
+    for used in plan.memory() {
+        row(used.name, used.bytes)?;
     }
-    let total: u64 = plan.memory().iter().map(|line| line.bytes).sum();
-    println!("  {:<24} {:>12}", "at most", Bytes(total).to_string());
-    if let Some(free) = free_memory().filter(|free| *free < total) {
-        println!("warning: that is more than the {} free; lower --kv-memory or --max-model-len", Bytes(free));
+    let total: u64 = plan.memory().iter().map(|used| used.bytes).sum();
+    row("at most", total)?;
+    match free_memory().filter(|free| *free < total) {
+        Some(free) => {
+            let free = Bytes(free);
+            line(&format!("warning: that is more than the {free} free; lower --kv-memory or --max-model-len"))
+        }
+        None => Ok(()),
     }
-    Ok(())
 }
 
 fn as_json(plan: &Plan, cores: usize) -> serde_json::Value {

@@ -3,6 +3,7 @@
 
 use crate::args::NeedleArgs;
 use crate::attention::Attention;
+use crate::output::{line, print_json};
 use crate::quantity::TokenCount;
 use crate::session::{Plan, Session, progress_bar};
 use crate::table::Table;
@@ -37,13 +38,16 @@ pub(crate) fn needle(args: &NeedleArgs) -> Result<()> {
         let most = plan.limits.max_tokens;
         ensure!(
             64 <= context.0 && context.0 <= most,
-            "--contexts {context}: a document has 64 to {most} tokens with this model and --kv-memory"
+            "--contexts {context}: a document has 64 tokens at least and {most} at most with this --max-model-len"
         );
     }
-    let session = plan.start()?;
+    // The question is what an algorithm does, at every length and budget: no floor and no shortest context unless given.
     let compare = &args.compare;
-    let algorithms = session.decoder.algorithms();
-    let attentions = Attention::resolve_all(algorithms, &compare.attention, &compare.budget, &compare.selection)?;
+    let mut selection = compare.selection.clone();
+    selection.budget_floor.get_or_insert(TokenCount(0));
+    selection.min_context.get_or_insert(TokenCount(0));
+    let attentions = Attention::resolve_all(&plan.specs, &compare.attention, &compare.budget, &selection)?;
+    let session = plan.start()?;
     let mut measured = Vec::new();
     for context in &args.contexts {
         for number in 0..u64::from(args.documents) {
@@ -52,12 +56,10 @@ pub(crate) fn needle(args: &NeedleArgs) -> Result<()> {
             measured.extend(one_document(&session, args, *context, args.seed + number, &attentions, write)?);
         }
     }
-    if compare.json {
-        println!("{:#}", as_json(args, &measured));
-    } else {
-        print_tables(&measured, &args.contexts, &attentions);
+    match compare.json {
+        true => print_json(&as_json(args, &measured)),
+        false => print_tables(&measured, &args.contexts, &attentions),
     }
-    Ok(())
 }
 
 fn one_document(
@@ -74,8 +76,7 @@ fn one_document(
         std::fs::write(path, text.with_answers()).with_context(|| format!("cannot write {}", path.display()))?;
     }
     let bar = progress_bar("reading", text.tokens.len() as u64, "{pos}/{len} tokens");
-    let dense = Attention::resolve(session.decoder.algorithms(), "dense", None, &args.compare.selection)?;
-    let document = Document::read(&session.engine, text.tokens.clone(), dense.into(), |done, total| {
+    let document = Document::read(&session.engine, text.tokens.clone(), Attention::dense().into(), |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     })?;
@@ -179,12 +180,11 @@ fn print_answers(session: &Session, text: &Text, all: &[Measured]) -> Result<()>
         }
         table.row(row);
     }
-    println!();
-    table.print();
-    Ok(())
+    line("")?;
+    table.print()
 }
 
-fn print_tables(measured: &[Measured], contexts: &[TokenCount], attentions: &[Attention]) {
+fn print_tables(measured: &[Measured], contexts: &[TokenCount], attentions: &[Attention]) -> Result<()> {
     let depth = |band| format!("depth {}-{}%", 100 * band / DEPTHS, 100 * (band + 1) / DEPTHS);
     let mut header: Vec<String> =
         ["context", "attention", "budget", "tokens exact", "right"].map(str::to_string).to_vec();
@@ -200,11 +200,10 @@ fn print_tables(measured: &[Measured], contexts: &[TokenCount], attentions: &[At
             table.row(summary_row(*context, attention, &own));
         }
     }
-    println!();
-    table.print();
-    println!();
-    println!("right: all digits of an answer; mass: share of dense attention that the exact tokens hold;");
-    println!("tokens/s: all questions decoding at once.");
+    line("")?;
+    table.print()?;
+    line("\nright: all digits of an answer; mass: share of dense attention that the exact tokens hold;")?;
+    line("tokens/s: all questions decoding at once.")
 }
 
 fn summary_row(context: TokenCount, attention: &Attention, own: &[&Measured]) -> Vec<String> {
@@ -226,8 +225,8 @@ fn summary_row(context: TokenCount, attention: &Attention, own: &[&Measured]) ->
         0 => "-".to_string(),
         n => format!("{:.3}", masses.iter().sum::<f64>() / n as f64),
     });
-    let tokens: usize = own.iter().map(|m| m.asked.decoded_tokens).sum();
-    let seconds: f64 = own.iter().map(|m| m.asked.decode_seconds).sum();
+    let tokens: usize = own.iter().map(|m| m.asked.time.steps).sum();
+    let seconds: f64 = own.iter().map(|m| m.asked.time.seconds).sum();
     row.push(format!("{:.0}", tokens as f64 / seconds.max(1e-9)));
     row
 }
@@ -245,7 +244,7 @@ fn as_json(args: &NeedleArgs, measured: &[Measured]) -> Value {
             "context": m.context_tokens, "attention": m.attention.name, "budget": m.attention.selection.budget,
             "accuracy": m.asked.accuracy(), "attention_mass": m.mass,
             "exact_tokens": m.asked.outcomes.first().map(|o| o.exact_tokens),
-            "tokens_per_second": m.asked.decoded_tokens as f64 / m.asked.decode_seconds.max(1e-9),
+            "tokens_per_second": m.asked.time.steps as f64 / m.asked.time.seconds.max(1e-9),
             "questions": outcomes,
         })
     };

@@ -2,6 +2,7 @@
 
 use crate::args::PerplexityArgs;
 use crate::attention::Attention;
+use crate::output::{line, print_json};
 use crate::session::{Plan, progress_bar};
 use crate::table::Table;
 use anyhow::{Context, Result, ensure};
@@ -14,25 +15,27 @@ pub(crate) fn perplexity(args: &PerplexityArgs) -> Result<()> {
     let text = std::fs::read_to_string(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
     let mut tokens = plan.opened.tokenizer.encode(&text, true)?;
     let most = plan.limits.max_tokens - 1;
-    tokens.truncate(args.context.map_or(most, |context| context.0.min(most)));
+    if let Some(context) = args.context {
+        ensure!(context.0 <= most, "--context {context}: this model and --kv-memory hold {most} tokens");
+    }
+    tokens.truncate(args.context.map_or(most, |context| context.0));
     let scored = args.score.0;
     ensure!(
         0 < scored && scored + 2 <= tokens.len(),
         "--score {scored}: the text has {} tokens, of which at least two come before the scored ones",
         tokens.len()
     );
-    let session = plan.start()?;
     let compare = &args.compare;
-    let algorithms = session.decoder.algorithms();
-    let attentions = Attention::resolve_all(algorithms, &compare.attention, &compare.budget, &compare.selection)?;
+    let attentions = Attention::resolve_all(&plan.specs, &compare.attention, &compare.budget, &compare.selection)?;
+    let session = plan.start()?;
     // The token before the first scored one is the first input of decode.
     let start = tokens.len() - scored - 1;
     let bar = progress_bar("reading", start as u64, "{pos}/{len} tokens");
-    let dense = Attention::resolve(algorithms, "dense", None, &compare.selection)?;
-    let document = Document::read(&session.engine, tokens[..start].to_vec(), dense.into(), |done, total| {
-        bar.set_length(total as u64);
-        bar.set_position(done as u64);
-    })?;
+    let document =
+        Document::read(&session.engine, tokens[..start].to_vec(), Attention::dense().into(), |done, total| {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        })?;
     bar.finish_and_clear();
     let mut scores = Vec::new();
     for attention in attentions {
@@ -44,14 +47,13 @@ pub(crate) fn perplexity(args: &PerplexityArgs) -> Result<()> {
         scores.push((attention, score, mass));
     }
     match compare.json {
-        true => println!("{:#}", as_json(tokens.len(), scored, &scores)),
+        true => print_json(&as_json(tokens.len(), scored, &scores)),
         false => print_table(tokens.len(), scored, &scores),
     }
-    Ok(())
 }
 
-fn print_table(context: usize, scored: usize, scores: &[(Attention, Score, Option<f32>)]) {
-    println!("the last {scored} of {context} tokens, each a decode step\n");
+fn print_table(context: usize, scored: usize, scores: &[(Attention, Score, Option<f32>)]) -> Result<()> {
+    line(&format!("the last {scored} of {context} tokens, each a decode step\n"))?;
     let mut table = Table::new(["attention", "budget", "tokens exact", "perplexity", "mass", "tokens/s"]);
     for (attention, score, mass) in scores {
         table.row([
@@ -63,7 +65,7 @@ fn print_table(context: usize, scored: usize, scores: &[(Attention, Score, Optio
             format!("{:.1}", score.logprobs.len() as f64 / score.seconds.max(1e-9)),
         ]);
     }
-    table.print();
+    table.print()
 }
 
 fn as_json(context: usize, scored: usize, scores: &[(Attention, Score, Option<f32>)]) -> serde_json::Value {

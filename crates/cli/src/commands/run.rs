@@ -3,6 +3,7 @@
 
 use crate::args::{RunArgs, SamplingArgs};
 use crate::attention::Attention;
+use crate::output;
 use crate::session::{Plan, Session, progress_bar};
 use anyhow::{Context, Result, ensure};
 use backend::Sampling;
@@ -22,8 +23,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     ensure!(sampling.top_p.is_none_or(|p| 0.0 < p && p <= 1.0), "--top-p is above 0 and at most 1");
     ensure!(sampling.min_p.is_none_or(|p| (0.0..=1.0).contains(&p)), "--min-p is from 0 to 1");
     ensure!(sampling.repetition_penalty.is_none_or(|f| 0.0 < f), "--repetition-penalty is above 0");
-    let session = Plan::resolve(&args.model)?.start()?;
-    let attention = Attention::resolve(session.decoder.algorithms(), &args.attention, args.budget, &args.selection)?;
+    let plan = Plan::resolve(&args.model)?;
+    let attention = Attention::resolve(&plan.specs, &args.attention, args.budget, &args.selection)?;
+    let session = plan.start()?;
     match prompt {
         Some(text) => {
             let text = text.strip_suffix('\n').unwrap_or(&text);
@@ -107,14 +109,12 @@ fn chat(session: &Session, args: &RunArgs, attention: &Attention) -> Result<()> 
         warn_of_unknown_words(session, line)?;
         messages.push(Message::new("user", line));
         let tokens = match args.raw || session.opened.chat.is_none() {
-            true => {
-                transcript += line;
-                session.opened.tokenizer.encode(&transcript, true)?
-            }
+            true => session.opened.tokenizer.encode(&format!("{transcript}{line}"), true)?,
             false => chat_tokens(session, &messages)?,
         };
         match answer(session, args, attention, tokens) {
             Ok(text) => {
+                transcript += line;
                 transcript += &text;
                 messages.push(Message::new("assistant", text));
             }
@@ -180,19 +180,17 @@ impl Output {
     fn write(&mut self, choice: usize, text: &str) -> Result<()> {
         self.texts[choice] += text;
         if self.texts.len() == 1 {
-            print!("{text}");
-            std::io::stdout().flush()?;
+            output::piece(text)?;
         }
         Ok(())
     }
 
     fn finish(&self, finished: &Finished) -> Result<()> {
         if 1 < self.texts.len() {
-            println!("[{}] {}", finished.choice, self.texts[finished.choice as usize].trim());
+            output::line(&format!("[{}] {}", finished.choice, self.texts[finished.choice as usize].trim()))?;
         } else {
-            println!();
+            output::line("")?;
         }
-        std::io::stdout().flush()?;
         let (usage, times) = (finished.usage, finished.timings);
         let rate = |tokens: usize, seconds: f64| tokens as f64 / seconds.max(1e-9);
         eprintln!(
@@ -205,7 +203,8 @@ impl Output {
             rate(usage.completion_tokens.saturating_sub(1), times.decode),
             match finished.reason {
                 FinishReason::Length => "; stopped by --max-tokens or the context's end",
-                _ => "",
+                FinishReason::Aborted(_) => "; ended early, its output was not read in time",
+                FinishReason::Stop | FinishReason::StopString => "",
             },
             finished.attention
         );
