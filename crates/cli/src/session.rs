@@ -61,7 +61,7 @@ impl Plan {
         };
         ensure!(
             PREFILL_TOKENS_LEAST <= args.prefill_tokens.0,
-            "--prefill-tokens {} is too low: every pass reads the prompt before it again, use {PREFILL_TOKENS_LEAST} or more",
+            "--prefill-tokens {} is too low: every pass gathers what came before, use {PREFILL_TOKENS_LEAST} or more",
             args.prefill_tokens
         );
         let prefill_tokens = args.prefill_tokens.0.min(max_tokens);

@@ -121,7 +121,7 @@ fn perplexity_of_a_text_under_each_attention() {
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON on standard output");
     for result in json["results"].as_array().expect("results") {
         let perplexity = result["perplexity"].as_f64().expect("a number");
-        assert!(1.0 <= perplexity && perplexity < 516.0, "better than chance: {result}");
+        assert!((1.0..516.0).contains(&perplexity), "better than chance: {result}");
     }
 }
 

@@ -41,7 +41,7 @@ pub(crate) fn needle(args: &NeedleArgs) -> Result<()> {
             "--contexts {context}: a document has 64 tokens at least and {most} at most with this --max-model-len"
         );
     }
-    // The question is what an algorithm does, at every length and budget: no floor and no shortest context unless given.
+    // What an algorithm does is asked at every length and budget: no floor and no shortest context unless given.
     let compare = &args.compare;
     let mut selection = compare.selection.clone();
     selection.budget_floor.get_or_insert(TokenCount(0));
