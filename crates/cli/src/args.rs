@@ -92,7 +92,7 @@ pub(crate) struct SelectionArgs {
 #[derive(ClapArgs, Clone)]
 pub(crate) struct SamplingArgs {
     /// Randomness; 0 always takes the most likely token [default: the model's, or 0]
-    #[arg(long, value_name = "T", help_heading = "Sampling")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true, help_heading = "Sampling")]
     pub(crate) temperature: Option<f32>,
 
     /// Keep only the N most likely tokens; 0 keeps all
@@ -100,15 +100,15 @@ pub(crate) struct SamplingArgs {
     pub(crate) top_k: Option<usize>,
 
     /// Keep the fewest tokens that hold this probability
-    #[arg(long, value_name = "P", help_heading = "Sampling")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, help_heading = "Sampling")]
     pub(crate) top_p: Option<f32>,
 
     /// Keep tokens at least this share as likely as the most likely one
-    #[arg(long, value_name = "P", help_heading = "Sampling")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, help_heading = "Sampling")]
     pub(crate) min_p: Option<f32>,
 
     /// Make tokens that were seen less likely; 1 is off
-    #[arg(long, value_name = "F", help_heading = "Sampling")]
+    #[arg(long, value_name = "F", allow_negative_numbers = true, help_heading = "Sampling")]
     pub(crate) repetition_penalty: Option<f32>,
 
     /// Subtracted from the logits of tokens that the answer has

@@ -34,7 +34,7 @@ fn bad_flags_are_refused_by_name() {
     check(&run(&["--max-model-len", "200000"]), "beyond the model's 131200 positions");
     check(&run(&["--max-model-len", "1"]), "--max-model-len is 16 or more");
     check(&run(&["--prefill-tokens", "1"]), "--prefill-tokens 1 is too low");
-    check(&run(&["--decode-share", "1"]), "--decode-share 100%");
+    check(&run(&["--decode-share", "1"]), "--decode-share 1 leaves no time");
     check(&run(&["--attention", "sketch", "--window-tokens", "3"]), "--window-tokens 3 is too small");
     check(&run(&["--temperature", "-1"]), "--temperature");
     check(&run(&["--temperature", "1e-39"]), "temperature");

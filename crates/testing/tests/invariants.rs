@@ -67,8 +67,9 @@ fn check_company(isa: Isa, contexts: &[usize], prefill_tokens: usize) {
         cases.iter().map(|(name, context, seed)| alone(&opened, isa, name, *context, *seed)).collect();
     for threads in [1, 2, 3] {
         // Short units, so that prompts are cut often and decode steps come between.
-        let options =
-            RigOptions { cpu: CpuOptions { threads, isa }, unit_seconds: 0.002, ..RigOptions::new(cases.len(), 1400) };
+        let cpu = CpuOptions { threads, isa };
+        let mut options = RigOptions { cpu, unit_seconds: 0.002, ..RigOptions::new(cases.len(), 1400) };
+        options.limits.prefill_tokens = prefill_tokens;
         let rig = Rig::start(&opened, None, options);
         let submit = |(name, context, seed): &(&str, usize, u64)| {
             let request = rig.request(prompt(*context, *seed), rig.attention(name, low_limits), GENERATED, *seed);
