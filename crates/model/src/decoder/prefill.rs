@@ -52,8 +52,8 @@ impl Decoder {
     }
 
     /// Attention and MLP of positions `tokens`, whose queries begin at row `q_row` of the buffer. The residual
-    /// stream has all of the layer afterwards: whatever runs next may use the unit's buffers. (The norm that the last op
-    /// makes beside its sum is not used; an op of its own would save nothing that can be measured.)
+    /// stream has all of the layer afterwards: whatever runs next may use the unit's buffers. (The norm that the last
+    /// op makes beside its sum is not used; an op of its own would save nothing that can be measured.)
     fn finish_layer(
         &self,
         runtime: &dyn Runtime,
