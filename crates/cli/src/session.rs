@@ -5,7 +5,7 @@ use crate::quantity::{Bytes, TokenCount};
 use anyhow::{Context, Result, bail, ensure};
 use backend::cpu::{CpuBackend, CpuOptions};
 use backend::{Backend, MemoryUse};
-use engine::{DECODE_SHARE_MAX, Engine, EngineConfig, TextFactory, TextStream};
+use engine::{CostModel, DECODE_SHARE_MAX, Engine, EngineConfig, TextFactory, TextStream};
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{Decoder, DecoderLimits, Detokenizer, ModelSource, Opened};
 use sparse::Specs;
@@ -127,6 +127,7 @@ impl Plan {
             max_lanes: self.limits.max_lanes,
             prefill_tokens: self.limits.prefill_tokens,
             decode_share: self.decode_share,
+            cost: CostModel::conservative(config.layer_parameters(), config.q_columns()),
             ..EngineConfig::new(self.pool_rows, row_bytes, self.limits.max_tokens, config.vocab_size)
         };
         let algorithms = decoder.algorithms().specs().all().to_vec();

@@ -118,13 +118,18 @@ impl ModelConfig {
         }
     }
 
+    /// Weights of one layer's matrices: what a token's way through it costs.
+    pub fn layer_parameters(&self) -> usize {
+        self.hidden * (self.qkv_columns() + self.q_columns() + 3 * self.mlp)
+    }
+
     /// Columns of the fused q, k and v.
     fn qkv_columns(&self) -> usize {
         (self.q_heads + 2 * self.kv_heads) * self.head_dim
     }
 
     /// Columns of the queries, and of attention's output.
-    fn q_columns(&self) -> usize {
+    pub fn q_columns(&self) -> usize {
         self.q_heads * self.head_dim
     }
 }

@@ -2,7 +2,9 @@
 
 use backend::cpu::{CpuBackend, CpuOptions};
 use backend::{Backend, Sampling};
-use engine::{Attention, Engine, EngineConfig, Event, FinishReason, Request, RequestHandle, Source, TextFactory};
+use engine::{
+    Attention, CostModel, Engine, EngineConfig, Event, FinishReason, Request, RequestHandle, Source, TextFactory,
+};
 use kv::{Selection, TokenId};
 use model::{Decoder, DecoderLimits, Opened};
 use std::sync::Arc;
@@ -71,6 +73,7 @@ impl Rig {
             prefill_tokens: limits.prefill_tokens,
             unit_seconds: options.unit_seconds,
             decode_share: options.decode_share,
+            cost: CostModel::conservative(config.layer_parameters(), config.q_columns()),
             ..EngineConfig::new(options.pool_rows, row_bytes, limits.max_tokens, config.vocab_size)
         };
         let algorithms = decoder.algorithms().specs().all().to_vec();
