@@ -321,7 +321,7 @@ fn start(bench: &Bench, case: &Case, kv_pages: usize) {
             algorithm,
             selection,
             len: case.tokens - 1,
-            token: Some(0),
+            first: backend::FirstInput::Prompt { token: 0, outputs: 0 },
             kv_rows: kv_rows.clone(),
             summary_rows: summaries[i].clone(),
             sampling: Sampling::default(),

@@ -26,7 +26,7 @@ pub use contract::{
 pub use handle::{Buffer, Partial, View, Weight};
 pub use shape::{DeviceInfo, MemoryUse, Rope, RuntimeShape};
 pub use step::{
-    AlgorithmId, AlgorithmSet, LaneOutput, LaneStart, RowCopy, RowDelta, RowTableKind, Sampling, StepInput, StepKey,
-    StepOutput, Ticket,
+    AlgorithmId, AlgorithmSet, BIAS_MOST, FirstInput, LaneOutput, LaneStart, PENALTY_MOST, RowCopy, RowDelta,
+    RowTableKind, Sampling, StepInput, StepKey, StepOutput, TEMPERATURE_LEAST, TEMPERATURE_MOST, Ticket,
 };
 pub use tensor::{Tensor, TensorData};

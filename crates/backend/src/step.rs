@@ -1,6 +1,7 @@
 //! What the host gives a step and gets back: plain data.
 
 use kv::{LaneId, RowId, Selection, TokenId};
+use std::ops::RangeInclusive;
 
 /// The number under which an algorithm's lanes are known to the ops; its meaning is the `sparse` crate's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,7 +80,7 @@ pub struct RowCopy {
 /// How a lane's tokens are chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// 0 chooses the most likely token.
+    /// 0 chooses the most likely token; above it, at least [`TEMPERATURE_LEAST`] is taken.
     pub temperature: f32,
     /// Keep the `top_k` most likely tokens; 0 keeps all.
     pub top_k: usize,
@@ -107,6 +108,43 @@ pub struct Sampling {
     pub top_logprobs: usize,
 }
 
+/// The smallest temperature that is told from 0: below it, scaled logits leave f32's useful range.
+pub const TEMPERATURE_LEAST: f32 = 1e-3;
+
+/// The largest temperature.
+pub const TEMPERATURE_MOST: f32 = 100.0;
+
+/// The largest presence or frequency penalty, either way.
+pub const PENALTY_MOST: f32 = 1e3;
+
+/// The largest bias, either way; a token that may not be chosen is suppressed instead.
+pub const BIAS_MOST: f32 = 1e4;
+
+impl Sampling {
+    /// Whether `sample` can do with these numbers; token ids and `top_logprobs` are checked against the vocabulary by
+    /// whoever knows it.
+    ///
+    /// # Errors
+    /// A number is out of its range, or is none; the text names both.
+    pub fn check(&self) -> Result<(), String> {
+        let within = |name: &str, x: f32, range: RangeInclusive<f32>| match range.contains(&x) {
+            true => Ok(()),
+            false => Err(format!("{name} is {x} and must lie between {} and {}", range.start(), range.end())),
+        };
+        within("temperature", self.temperature, 0.0..=TEMPERATURE_MOST)?;
+        if !(0.0 < self.top_p && self.top_p <= 1.0) {
+            return Err(format!("top_p is {} and must lie above 0 and at most at 1", self.top_p));
+        }
+        within("min_p", self.min_p, 0.0..=1.0)?;
+        within("repetition_penalty", self.repetition_penalty, 0.01..=100.0)?;
+        within("presence_penalty", self.presence_penalty, -PENALTY_MOST..=PENALTY_MOST)?;
+        within("frequency_penalty", self.frequency_penalty, -PENALTY_MOST..=PENALTY_MOST)?;
+        let bias =
+            |&(token, x): &(TokenId, f32)| within(&format!("the bias of token {token}"), x, -BIAS_MOST..=BIAS_MOST);
+        self.logit_bias.iter().try_for_each(bias)
+    }
+}
+
 impl Default for Sampling {
     fn default() -> Self {
         Sampling {
@@ -127,6 +165,32 @@ impl Default for Sampling {
     }
 }
 
+/// What a lane's first step reads, and whether it is prompt or completion: penalties tell the two apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstInput {
+    /// What `sample` writes at the end of the prefill.
+    Sampled,
+    /// The completion's first token, given instead of chosen.
+    Given(TokenId),
+    /// A token of the prompt, and so are the lane's first `outputs` outputs, which are forced.
+    Prompt {
+        /// The token.
+        token: TokenId,
+        /// Outputs that are prompt.
+        outputs: usize,
+    },
+}
+
+impl FirstInput {
+    /// The token, where it is known.
+    pub fn token(self) -> Option<TokenId> {
+        match self {
+            FirstInput::Sampled => None,
+            FirstInput::Given(token) | FirstInput::Prompt { token, .. } => Some(token),
+        }
+    }
+}
+
 /// Everything a lane starts with. Sent once, when a sequence begins to decode, outside any captured step.
 #[derive(Clone, Debug)]
 pub struct LaneStart {
@@ -138,8 +202,8 @@ pub struct LaneStart {
     pub selection: Selection,
     /// Tokens whose K and V are in rows.
     pub len: usize,
-    /// Input of the first step; `None` where `sample` writes it (the end of a prefill).
-    pub token: Option<TokenId>,
+    /// Input of the first step.
+    pub first: FirstInput,
     /// KV row table, page by page.
     pub kv_rows: Vec<RowId>,
     /// Summary row table.
@@ -177,4 +241,32 @@ pub struct LaneOutput {
     pub exact_tokens: usize,
     /// Share of dense attention that the exact tokens hold, mean over layers and query heads; where measured.
     pub attention_mass: Option<f32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(change: impl Fn(&mut Sampling), refused: &str) {
+        let mut sampling = Sampling::default();
+        change(&mut sampling);
+        assert_eq!(sampling.check().err().unwrap_or_default(), refused);
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_refused_by_name() {
+        check(|_| (), "");
+        check(|s| s.temperature = 1e-9, "");
+        check(|s| s.temperature = -0.1, "temperature is -0.1 and must lie between 0 and 100");
+        check(|s| s.temperature = f32::NAN, "temperature is NaN and must lie between 0 and 100");
+        check(|s| s.temperature = f32::INFINITY, "temperature is inf and must lie between 0 and 100");
+        check(|s| s.top_p = 0.0, "top_p is 0 and must lie above 0 and at most at 1");
+        check(|s| s.top_p = f32::NAN, "top_p is NaN and must lie above 0 and at most at 1");
+        check(|s| s.min_p = 1.5, "min_p is 1.5 and must lie between 0 and 1");
+        check(|s| s.repetition_penalty = 0.0, "repetition_penalty is 0 and must lie between 0.01 and 100");
+        check(|s| s.presence_penalty = 1e4, "presence_penalty is 10000 and must lie between -1000 and 1000");
+        check(|s| s.frequency_penalty = f32::NAN, "frequency_penalty is NaN and must lie between -1000 and 1000");
+        let bias = "the bias of token 3 is -inf and must lie between -10000 and 10000";
+        check(|s| s.logit_bias = vec![(2, 1.0), (3, f32::NEG_INFINITY)], bias);
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::RequestId;
 use backend::AlgorithmId;
+use kv::selection::AllExact;
 use kv::{SequenceId, TokenId};
 use std::fmt;
 
@@ -14,7 +15,7 @@ pub enum Event {
         /// Its number.
         request: RequestId,
     },
-    /// The request was not taken; its only event.
+    /// The request was not taken: its only event, or, behind `Accepted`, the end of its wait for rows.
     Refused(Box<crate::Refusal>),
     /// The prompt's progress, in tokens; at most a hundred of these.
     Prefill {
@@ -122,26 +123,40 @@ pub struct AttentionUsed {
     pub name: &'static str,
     /// Share of the pages that a step selects.
     pub budget: f64,
-    /// Tokens that the last step attended exactly.
+    /// Tokens that the last step attended exactly; the prompt's where no decode step ran.
     pub exact_tokens: usize,
-    /// Tokens that the last step could see.
+    /// Tokens that the last step could see; the prompt's where no decode step ran.
     pub context_tokens: usize,
-    /// Whether it attended everything because the context is below `min_context`.
-    pub below_min_context: bool,
+    /// How the last step attended.
+    pub attended: Attended,
     /// Mean share of dense attention covered, where it was measured.
     pub attention_mass: Option<f32>,
 }
 
+/// How a completion's last step attended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attended {
+    /// Nothing ran: it ended in the queue.
+    Nothing,
+    /// Prefill alone ran, which is dense: no decode step.
+    Prompt,
+    /// Every token, and why.
+    All(AllExact),
+    /// The pages that the algorithm selected, beside sink and window.
+    Pages,
+}
+
 impl fmt::Display for AttentionUsed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.below_min_context {
-            return write!(f, "dense: below min-context ({} tokens)", self.context_tokens);
+        let (name, percent, tokens) = (self.name, self.budget * 100.0, self.context_tokens);
+        match self.attended {
+            Attended::Nothing => write!(f, "nothing ran"),
+            Attended::Prompt => write!(f, "dense: only the prompt was read ({tokens} tokens)"),
+            Attended::All(_) if name == "dense" => write!(f, "dense ({tokens} tokens)"),
+            Attended::All(AllExact::BelowMinContext) => write!(f, "dense: below min-context ({tokens} tokens)"),
+            Attended::All(AllExact::Covered) => write!(f, "dense: sink and window hold all {tokens} tokens"),
+            Attended::Pages => write!(f, "{name} at {percent:.2} %: {} of {tokens} tokens exact", self.exact_tokens),
         }
-        if self.name == "dense" {
-            return write!(f, "dense ({} tokens)", self.context_tokens);
-        }
-        let (name, percent) = (self.name, self.budget * 100.0);
-        write!(f, "{name} at {percent:.2} %: {} of {} tokens exact", self.exact_tokens, self.context_tokens)
     }
 }
 

@@ -34,7 +34,7 @@ pub use clock::{Clock, SystemClock};
 pub use config::{DECODE_SHARE_MAX, EVENTS_MAX, EngineConfig, MESSAGES_MAX, pool_rows};
 pub use cost::CostModel;
 pub use engine::Engine;
-pub use event::{AbortReason, AttentionUsed, Event, FinishReason, Finished, Timings, TokenEvent, Usage};
+pub use event::{AbortReason, Attended, AttentionUsed, Event, FinishReason, Finished, Timings, TokenEvent, Usage};
 pub use handle::{RequestHandle, Waited};
 pub use metrics::Metrics;
 pub use model::{Forward, PASSES_MAX, PassView};

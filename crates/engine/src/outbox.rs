@@ -69,6 +69,10 @@ struct Letter {
 struct Choice {
     text: Option<Box<dyn TextStream>>,
     stops: StopStrings,
+    /// Tokens before which no stop string counts.
+    min_tokens: usize,
+    /// Tokens so far; grows by `push`.
+    tokens: usize,
     stopped: bool,
     finished: bool,
 }
@@ -89,6 +93,8 @@ impl Outbox {
         let choice = || Choice {
             text: self.texts.as_ref().map(|texts| texts()),
             stops: StopStrings::new(&request.stop_strings),
+            min_tokens: request.sampling.min_tokens,
+            tokens: 0,
             stopped: false,
             finished: false,
         };
@@ -114,8 +120,9 @@ impl Outbox {
             let id = notice.request();
             let Some(letter) = self.letters.get_mut(&id) else { continue };
             let Some(event) = letter.event(notice, now, &mut feedback) else { continue };
+            let over = matches!(event, Event::Refused(_));
             letter.send(id, event, &mut feedback);
-            if letter.choices.iter().all(|choice| choice.finished) {
+            if over || letter.choices.iter().all(|choice| choice.finished) {
                 self.letters.remove(&id);
             }
         }
@@ -135,6 +142,7 @@ impl Letter {
     fn event(&mut self, notice: Notice, now: f64, feedback: &mut Vec<Feedback>) -> Option<Event> {
         Some(match notice {
             Notice::Prefill { done, total, .. } => Event::Prefill { done, total },
+            Notice::Refused { refusal, .. } => Event::Refused(Box::new(refusal)),
             Notice::Held { choice, sequence, tokens, .. } => Event::Held { choice, sequence, tokens },
             Notice::Token { sequence, choice, output, is_stop, .. } => {
                 let of = &mut self.choices[choice as usize];
@@ -158,7 +166,7 @@ impl Letter {
     }
 
     fn send(&mut self, id: RequestId, event: Event, feedback: &mut Vec<Feedback>) {
-        if self.unread && !matches!(event, Event::Finished(_)) {
+        if self.unread && !matches!(event, Event::Finished(_) | Event::Refused(_)) {
             return;
         }
         let reason = match self.sink.send(event) {
@@ -181,11 +189,16 @@ impl Letter {
 
 impl Choice {
     fn push(&mut self, token: TokenId, is_stop: bool) -> String {
+        self.tokens += 1;
         if is_stop || self.stopped {
             return String::new();
         }
         let Some(text) = &mut self.text else { return String::new() };
-        match self.stops.push(&text.push(token)) {
+        let text = text.push(token);
+        if self.tokens < self.min_tokens {
+            return self.stops.pass(&text);
+        }
+        match self.stops.push(&text) {
             StopCheck::Continue(text) => text,
             StopCheck::Stopped(text) => {
                 self.stopped = true;
@@ -201,6 +214,9 @@ impl Choice {
             return (String::new(), FinishReason::StopString);
         }
         let rest = self.text.as_mut().map_or_else(String::new, |text| text.finish());
+        if self.tokens < self.min_tokens {
+            return (self.stops.pass(&rest) + &self.stops.finish(), reason);
+        }
         match self.stops.push(&rest) {
             StopCheck::Continue(text) => (text + &self.stops.finish(), reason),
             StopCheck::Stopped(text) => (text, FinishReason::StopString),

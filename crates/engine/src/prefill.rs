@@ -262,10 +262,29 @@ impl Prefill {
         let (done, total) = self.progress();
         let (first, tokens) = ((self.prefix + done) as f64, (total - done) as f64);
         let attend = tokens * (first + tokens / 2.0);
-        let parent = self.parent_index().map_or(0, |parent| parent.to - parent.from);
-        let index = (self.indexed_end().saturating_sub(self.indexed) + parent) as f64;
-        let layer = Work { linear: tokens, attend, index, copy: first + tokens, fixed: 3.0, ..Work::default() };
-        cost.seconds(&layer.times(self.layers as f64))
+        let copy = if done < total { first + tokens } else { 0.0 };
+        let layer = Work { linear: tokens, attend, copy, fixed: 3.0, ..Work::default() };
+        let index = Work { index: self.remaining_index() as f64, ..Work::default() };
+        cost.seconds(&layer.times(self.layers as f64).plus(index))
+    }
+
+    /// Tokens x layers that Index has yet to see, the parent's included.
+    fn remaining_index(&self) -> usize {
+        let parent = self.parent_index().map_or(0, |parent| self.layers * (parent.to - parent.from));
+        let own = self.layers * self.indexed_end().saturating_sub(self.indexed);
+        let done = match self.stage {
+            Stage::ParentIndex { layer, from } => {
+                let parent = self.parent.expect("this stage has a parent");
+                layer * (parent.to - parent.from) + from - parent.from
+            }
+            Stage::Index { layer, from } => layer * (self.indexed_end() - self.indexed) + from - self.indexed,
+            Stage::Gather { layer } | Stage::Layer { layer, .. } | Stage::Scatter { layer } if self.indexes() => {
+                layer * (self.indexed_end() - self.indexed)
+            }
+            Stage::Start | Stage::Sample | Stage::Done => own,
+            Stage::Begin | Stage::Gather { .. } | Stage::Layer { .. } | Stage::Scatter { .. } => 0,
+        };
+        parent + own - done
     }
 
     fn layer_begins(&self, layer: usize) -> Stage {
@@ -318,4 +337,39 @@ fn longest(from: usize, to: usize, grain: usize, fits: impl Fn(usize) -> bool) -
         if fits((from + middle * grain).min(to)) { fitting = middle } else { over = middle }
     }
     (from + fitting * grain).min(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kv::{Selection, SummaryKey};
+
+    #[test]
+    fn what_is_left_of_index_shrinks_with_every_part_to_nothing() {
+        let selection = Selection { index_unit_tokens: 48, sink_tokens: 8, window_tokens: 64, ..Selection::dense() };
+        let indexing = Indexing { key: SummaryKey { algorithm: 3, row_tokens: 48 }, selection };
+        let parent = ParentIndex { parent: SequenceId(1), indexing, from: 0, to: indexing.indexed_tokens(500) };
+        let (layers, end) = (3, 2000);
+        let shape = PrefillShape {
+            layers,
+            pass_tokens: 700,
+            prefix: 500,
+            end,
+            parent: Some(parent),
+            indexing: Some(indexing),
+            samples: true,
+        };
+        let mut prefill = Prefill::new(shape);
+        let (cost, mut left) = (CostModel::default(), layers * indexing.indexed_tokens(end));
+        assert_eq!(prefill.remaining_index(), left, "the parent's and its own");
+        while let Some(part) = prefill.next(0.05, &cost) {
+            if let Part::ParentIndex { tokens, .. } | Part::Index { tokens, .. } = &part {
+                left -= tokens.len();
+            }
+            prefill.advance(&part);
+            assert_eq!(prefill.remaining_index(), left, "behind {part:?}");
+        }
+        assert_eq!(left, 0);
+        assert!(prefill.remaining_seconds(&cost) < 0.001, "calls alone are left: {}", prefill.remaining_seconds(&cost));
+    }
 }

@@ -61,7 +61,7 @@ pub struct Request {
     pub max_tokens: usize,
     /// Completions, which share the prompt's rows.
     pub choices: usize,
-    /// Texts that end a completion and are not part of it.
+    /// Texts that end a completion of at least `Sampling::min_tokens` tokens and are not part of it.
     pub stop_strings: Vec<String>,
     /// Tokens that end a completion.
     pub stop_tokens: Vec<TokenId>,
@@ -124,6 +124,11 @@ impl Request {
         matches!(self.source, Source::Fork { feed: Feed::Decode, .. })
     }
 
+    /// Tokens that decode steps feed.
+    pub(crate) fn fed_tokens(&self) -> usize {
+        if self.feeds_by_decode() { self.tokens().len() } else { 0 }
+    }
+
     /// Whether it decodes at all.
     pub fn decodes(&self) -> bool {
         0 < self.max_tokens || self.feeds_by_decode()
@@ -163,6 +168,22 @@ pub enum Refusal {
         /// Bytes of a row.
         row_bytes: u64,
     },
+    /// Room that nobody else will make: all others have ended, and what is held leaves too little.
+    #[error(
+        "the request needs {wanted_rows} rows of KV memory ({} MiB) and held sequences occupy {held_rows} of the pool's \
+         {pool_rows} ({} of {} MiB): release held sequences or raise --kv-memory",
+        mib(*wanted_rows, *row_bytes), mib(*held_rows, *row_bytes), mib(*pool_rows, *row_bytes)
+    )]
+    HeldRows {
+        /// Rows that it would reserve.
+        wanted_rows: usize,
+        /// Rows of held sequences.
+        held_rows: usize,
+        /// Rows of the pool.
+        pool_rows: usize,
+        /// Bytes of a row.
+        row_bytes: u64,
+    },
     /// More completions than lanes.
     #[error("{choices} choices were asked for and at most {max_lanes} sequences decode at once: raise --max-lanes")]
     TooManyChoices {
@@ -172,7 +193,7 @@ pub enum Refusal {
         max_lanes: usize,
     },
     /// The queue is at its bound.
-    #[error("{max_queue} requests wait already: try again later, or raise --max-queue")]
+    #[error("{max_queue} requests wait already; try again later")]
     QueueFull {
         /// The bound.
         max_queue: usize,

@@ -155,7 +155,12 @@ impl Scheduler {
         checked?;
         self.requests.insert(id, Group { request: Arc::new(request), alive: Vec::new() });
         self.waiting.push_back(id);
-        self.admit_waiting();
+        let mut notices = Vec::new();
+        self.refuse_stuck(&mut notices);
+        if let Some(Notice::Refused { refusal, .. }) = notices.pop() {
+            // It was alone in the queue: nobody else waits while nothing runs.
+            return Err(refusal);
+        }
         if self.config.max_queue < self.waiting.len() {
             self.waiting.pop_back();
             self.requests.remove(&id);

@@ -62,8 +62,6 @@ pub(crate) struct Running {
     pub(crate) outputs_max: usize,
     /// Decode steps collected for it, and from the first one's start to the last one's end; grows by `count_step`.
     pub(crate) decoded: Option<(usize, Span)>,
-    /// Tokens that its last step attended exactly.
-    pub(crate) exact_tokens: usize,
     /// Sum and number of measured attention masses.
     pub(crate) mass: (f64, usize),
 }

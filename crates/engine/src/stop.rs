@@ -24,6 +24,12 @@ impl StopStrings {
         StopStrings { stops, held: String::new() }
     }
 
+    /// More text that may not end the completion: a stop string that is complete in it is text like any other.
+    pub fn pass(&mut self, text: &str) -> String {
+        self.held.push_str(text);
+        self.hand_out()
+    }
+
     /// More text.
     pub fn push(&mut self, text: &str) -> StopCheck {
         self.held.push_str(text);
@@ -33,9 +39,14 @@ impl StopStrings {
             self.held.truncate(at);
             return StopCheck::Stopped(std::mem::take(&mut self.held));
         }
+        StopCheck::Continue(self.hand_out())
+    }
+
+    /// Everything but the longest start of a stop string.
+    fn hand_out(&mut self) -> String {
         let kept = self.stops.iter().map(|stop| longest_start(&self.held, stop)).max().unwrap_or(0);
         let rest = self.held.split_off(self.held.len() - kept);
-        StopCheck::Continue(std::mem::replace(&mut self.held, rest))
+        std::mem::replace(&mut self.held, rest)
     }
 
     /// The end of the text: what was held back is no stop string.
@@ -105,6 +116,14 @@ mod tests {
     fn characters_of_several_bytes_are_never_cut() {
         check(&["→→"], &["a→", "b", "→", "→c"], &["a|", "→b", "|", "!"]);
         check(&["é"], &["aè"], &["aè"]);
+    }
+
+    #[test]
+    fn passed_text_stops_nothing_but_may_begin_a_stop_string() {
+        let mut strings = StopStrings::new(&["END".to_string()]);
+        assert_eq!(strings.pass("the END, the E"), "the END, the ");
+        assert_eq!(strings.pass("N"), "");
+        assert_eq!(strings.push("D."), StopCheck::Stopped(String::new()));
     }
 
     #[test]

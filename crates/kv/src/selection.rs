@@ -61,8 +61,11 @@ impl Selection {
     /// What a step at `len` does.
     pub fn at(&self, len: usize) -> Selected {
         let (sink, indexed) = (self.sink_pages(), self.indexed_pages(len));
-        if indexed <= sink || len < self.min_context {
-            return Selected::AllExact;
+        if len < self.min_context {
+            return Selected::AllExact(AllExact::BelowMinContext);
+        }
+        if indexed <= sink {
+            return Selected::AllExact(AllExact::Covered);
         }
         let floor = self.floor_tokens.div_ceil(PAGE_TOKENS);
         let share = (self.budget * indexed as f64 + 0.5).floor() as usize;
@@ -72,17 +75,26 @@ impl Selection {
     /// Tokens that a step at `len` attends exactly.
     pub fn exact_tokens(&self, len: usize) -> usize {
         match self.at(len) {
-            Selected::AllExact => len,
+            Selected::AllExact(_) => len,
             Selected::Pages { sink, indexed, k } => len - (indexed - sink - k) * PAGE_TOKENS,
         }
     }
 }
 
+/// Why a step attends every token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllExact {
+    /// The context is shorter than `min_context`.
+    BelowMinContext,
+    /// Sink and window hold all tokens; dense attention's window always does.
+    Covered,
+}
+
 /// The outcome of [`Selection::at`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Selected {
-    /// The context is short: dense attention over every token.
-    AllExact,
+    /// Dense attention over every token.
+    AllExact(AllExact),
     /// `k` of the candidates `sink..indexed` are selected; pages below `sink` and from `indexed` on are exact.
     Pages {
         /// First candidate page.

@@ -31,7 +31,7 @@ fn check(selection: &Selection, len: usize) {
     assert!(len < indexed + selection.window_tokens + 2 + unit, "nothing waits for longer than a unit: {}", name());
     assert!(selection.exact_tokens(len) <= len, "{}", name());
     match selection.at(len) {
-        Selected::AllExact => {
+        Selected::AllExact(_) => {
             assert!(len < selection.min_context || indexed <= selection.sink_pages() * PAGE_TOKENS, "{}", name());
             assert_eq!(selection.exact_tokens(len), len, "{}", name());
         }

@@ -1,7 +1,8 @@
 //! One sequence on one decoder, without the engine: what golden logits and bitwise tests drive.
 
 use backend::{
-    AlgorithmSet, Backend, LaneOutput, LaneStart, RowDelta, RowTableKind, Runtime, Sampling, StepInput, StepKey,
+    AlgorithmSet, Backend, FirstInput, LaneOutput, LaneStart, RowDelta, RowTableKind, Runtime, Sampling, StepInput,
+    StepKey,
 };
 use kv::{LaneId, RowId, Selection, TokenId, geometry};
 use model::{Decoder, DecoderLimits, Forward, Opened, PassView};
@@ -79,7 +80,7 @@ impl Solo {
     /// The device is lost.
     pub fn prefill_forced(&mut self, tokens: &[TokenId], sampling: Sampling, token: TokenId) {
         self.begin(tokens, tokens.len(), sampling.clone());
-        self.runtime.start_lane(&self.start(sampling, Some(token)));
+        self.runtime.start_lane(&self.start(sampling, FirstInput::Given(token)));
     }
 
     fn begin(&mut self, tokens: &[TokenId], unit: usize, sampling: Sampling) -> LaneOutput {
@@ -87,7 +88,7 @@ impl Solo {
         let (runtime, decoder) = (self.runtime.as_ref(), &self.decoder);
         let indexed = self.selection.indexed_tokens(tokens.len() + 1);
         self.len = tokens.len();
-        runtime.start_lane(&self.start(sampling, None));
+        runtime.start_lane(&self.start(sampling, FirstInput::Sampled));
         runtime.enqueue(&mut || {
             for layer in 0..decoder.layers() {
                 for start in (0..tokens.len()).step_by(unit) {
@@ -121,13 +122,13 @@ impl Solo {
         runtime.collect(ticket).expect("the device works").lanes.remove(0)
     }
 
-    fn start(&self, sampling: Sampling, token: Option<TokenId>) -> LaneStart {
+    fn start(&self, sampling: Sampling, first: FirstInput) -> LaneStart {
         LaneStart {
             lane: LANE,
             algorithm: self.algorithm,
             selection: self.selection,
             len: self.len,
-            token,
+            first,
             kv_rows: self.kv_rows[..geometry::pages(self.len)].to_vec(),
             summary_rows: self.summary_rows.clone(),
             sampling,

@@ -40,6 +40,8 @@ suites! {
     attend_row_tables: ops::attend::row_tables;
     merge: ops::merge::merge;
     sample_greedy: ops::sample::greedy;
+    sample_history: ops::sample::history;
+    sample_extremes: ops::sample::extremes;
     sample_draws: ops::sample::draws;
     sample_targets: ops::sample::targets;
 }

@@ -153,6 +153,10 @@ impl Day {
         let finished = self.simulation.finished(id);
         let choices: BTreeSet<u32> = finished.iter().map(|end| end.choice).collect();
         let name = format!("seed {} {id} {request:?}", self.seed);
+        if let Some((_, Event::Refused(_))) = self.simulation.seen(id).last() {
+            assert_eq!(self.simulation.seen(id).len(), 2, "accepted, then refused: {name}");
+            return;
+        }
         assert_eq!((finished.len(), choices.len()), (request.choices, request.choices), "ends once: {name}");
         for end in finished {
             let tokens: Vec<TokenId> =
@@ -550,6 +554,15 @@ fn tokens_that_the_model_does_not_know_are_refused() {
     check("forced", &|request| request.forced = vec![1024]);
     check("logit_bias", &|request| request.sampling.logit_bias = vec![(1, 1.0), (1024, 1.0)]);
     check("suppressed", &|request| request.sampling.suppressed = vec![1024]);
+    let mut request = complete(prompt(1, 8), 0, 1);
+    request.sampling.top_p = f32::NAN;
+    check_refusal(request, "top_p is NaN and must lie above 0 and at most at 1");
+    let mut request = complete(prompt(1, 8), 0, 1);
+    request.sampling.top_logprobs = 1025;
+    check_refusal(request, "top_logprobs is 1025 and the vocabulary has 1024 tokens");
+    let mut request = complete(prompt(1, 8), 0, 1);
+    request.sampling.suppressed = (0..1024).collect();
+    check_refusal(request, "suppressed has every token of the vocabulary: none could be chosen");
     check("stop_tokens", &|request| request.stop_tokens = vec![1024]);
 
     let mut simulation = Simulation::new(SimulatorConfig::new(60, 2));
@@ -616,11 +629,115 @@ fn answers_say_what_ran() {
     let mut simulation = Simulation::new(SimulatorConfig::new(200, 4));
     let mut short = complete(prompt(1, 100), 3, 3);
     short.attention.selection.min_context = 2048;
-    let ids = [short, complete(prompt(2, 500), 3, 3), complete(prompt(3, 50), 0, 3)]
-        .map(|request| simulation.submit(request).expect("there is room"));
+    let ids = [
+        short,
+        complete(prompt(2, 500), 3, 3),
+        complete(prompt(3, 50), 0, 3),
+        complete(prompt(4, 60), 3, 3),
+        complete(prompt(5, 500), 3, 1),
+        complete(prompt(5, 300), 0, 0),
+    ]
+    .map(|request| simulation.submit(request).expect("there is room"));
     simulation.run();
     let said = ids.map(|id| simulation.finished(id)[0].attention.to_string());
     assert_eq!(said[0], "dense: below min-context (102 tokens)");
     assert_eq!(said[1], "sketch at 10.00 %: 118 of 502 tokens exact");
     assert_eq!(said[2], "dense (52 tokens)");
+    assert_eq!(said[3], "dense: sink and window hold all 62 tokens");
+    assert_eq!(said[4], "dense: only the prompt was read (500 tokens)");
+    assert_eq!(said[5], "dense: only the prompt was read (300 tokens)");
+
+    let mut simulation = Simulation::new(SimulatorConfig::new(200, 1));
+    simulation.submit(complete(prompt(1, 10), 3, 100)).expect("there is room");
+    let waits = simulation.submit(complete(prompt(2, 10), 3, 100)).expect("there is room");
+    simulation.abort(waits);
+    assert_eq!(simulation.finished(waits)[0].attention.to_string(), "nothing ran");
+    simulation.run();
+}
+
+#[test]
+fn fed_tokens_count_as_context() {
+    let mut simulation = Simulation::new(SimulatorConfig::new(200, 4));
+    let mut document = complete(prompt(1, 300), 0, 0);
+    document.hold = true;
+    let document = simulation.submit(document).expect("there is room");
+    simulation.run();
+    let fork = Source::Fork { parent: simulation.held(document)[0], tokens: prompt(2, 20), feed: Feed::Decode };
+    let fork = simulation.submit(Request::new(fork, attention(3), 4)).expect("there is room");
+    simulation.run();
+    let used = simulation.finished(fork)[0].attention;
+    assert_eq!(used.context_tokens, 323);
+    assert_eq!(Some(used.exact_tokens), simulation.tokens(fork, 0)[3].exact_tokens);
+}
+
+#[test]
+fn who_waits_for_held_rows_alone_is_refused() {
+    let hold = |simulation: &mut Simulation, seed, tokens| {
+        let mut document = complete(prompt(seed, tokens), 0, 0);
+        document.hold = true;
+        simulation.submit(document).expect("there is room")
+    };
+    // At once, where nothing else runs.
+    let mut simulation = Simulation::new(SimulatorConfig::new(40, 2));
+    let document = hold(&mut simulation, 1, 200);
+    simulation.run();
+    let refusal = simulation.submit(complete(prompt(2, 120), 0, 8)).expect_err("held rows are in its way");
+    let words = "the request needs 17 rows of KV memory (17 MiB) and held sequences occupy 25 of the pool's 40 \
+                 (25 of 40 MiB): release held sequences or raise --kv-memory";
+    assert_eq!(refusal.to_string(), words);
+    simulation.release(simulation.held(document)[0]);
+    let id = simulation.submit(complete(prompt(2, 120), 0, 8)).expect("there is room again");
+    simulation.run();
+    assert_eq!(simulation.finished(id).len(), 1);
+    simulation.check_empty();
+
+    // When the last one that runs has ended; who waits behind and fits goes on.
+    let mut simulation = Simulation::new(SimulatorConfig::new(40, 2));
+    let document = hold(&mut simulation, 1, 200);
+    let stuck = simulation.submit(complete(prompt(2, 120), 0, 8)).expect("it waits while another one runs");
+    let behind = simulation.submit(complete(prompt(3, 20), 0, 8)).expect("it waits");
+    simulation.run();
+    let Some((_, Event::Refused(refusal))) = simulation.seen(stuck).pop() else { panic!("it hangs") };
+    assert_eq!(refusal.to_string(), words);
+    assert_eq!(simulation.finished(behind)[0].reason, FinishReason::Length);
+    simulation.release(simulation.held(document)[0]);
+    simulation.check_empty();
+}
+
+#[test]
+fn a_fork_whose_parent_has_grown_summaries_is_refused() {
+    let mut simulation = Simulation::new(SimulatorConfig::new(45, 1));
+    let mut document = complete(prompt(1, 200), 0, 0);
+    document.hold = true;
+    let document = simulation.submit(document).expect("there is room");
+    simulation.run();
+    let parent = simulation.held(document)[0];
+    let fork = |algorithm, tokens| {
+        let source = Source::Fork { parent, tokens: prompt(2, tokens), feed: Feed::Prefill };
+        Request::new(source, attention(algorithm), 1)
+    };
+    // The lane is taken, so that both forks wait and the first adds summaries to the parent that the second counted on.
+    simulation.submit(complete(prompt(3, 8), 0, 4)).expect("there is room");
+    let running = simulation.submit(fork(3, 8)).expect("there is room");
+    let stuck = simulation.submit(fork(0, 145)).expect("it fits beside the parent as it was");
+    simulation.run();
+    assert_eq!(simulation.finished(running).len(), 1);
+    assert!(matches!(simulation.seen(stuck).pop(), Some((_, Event::Refused(_)))), "{:?}", simulation.seen(stuck));
+    simulation.release(parent);
+    simulation.check_empty();
+}
+
+#[test]
+fn stop_strings_wait_for_min_tokens() {
+    let tokens = prompt(3, 20);
+    let whole: String =
+        naive::completion(&tokens, &[], &[], &backend::Sampling::default(), 12).into_iter().map(letter).collect();
+    let mut simulation = Simulation::new(SimulatorConfig::new(60, 2));
+    let mut request = complete(tokens, 0, 12);
+    request.stop_strings = vec![whole[2..4].to_string(), whole[8..10].to_string()];
+    request.sampling.min_tokens = 10;
+    let id = simulation.submit(request).expect("there is room");
+    simulation.run();
+    assert_eq!(simulation.text(id, 0), whole[..8], "{whole}");
+    assert_eq!(simulation.finished(id)[0].reason, FinishReason::StopString);
 }

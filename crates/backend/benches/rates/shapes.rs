@@ -167,7 +167,7 @@ fn start(runtime: &Arc<dyn Runtime>, tokens: usize, stride: usize, rows: usize) 
         algorithm: AlgorithmId(0),
         selection: selection(),
         len: tokens - 1,
-        token: Some(1),
+        first: backend::FirstInput::Prompt { token: 1, outputs: 0 },
         kv_rows: (0..geometry::pages(tokens)).map(row).collect(),
         summary_rows: Vec::new(),
         sampling: Sampling::default(),

@@ -621,7 +621,7 @@ mod tests {
             algorithm: AlgorithmId(0),
             selection,
             len: 1,
-            token: Some(0),
+            first: crate::FirstInput::Prompt { token: 0, outputs: 0 },
             kv_rows: vec![RowId(0)],
             summary_rows: Vec::new(),
             sampling: Sampling::default(),

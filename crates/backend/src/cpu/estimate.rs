@@ -34,7 +34,7 @@ pub(super) fn estimate(
     let (heads, d, q_heads) = (rt.shape.geometry.kv_heads, rt.shape.geometry.head_dim, rt.shape.q_heads);
     for (i, lane) in lanes.of(algorithm) {
         let candidates = match lane.selection.at(lane.len) {
-            Selected::AllExact => 0..0,
+            Selected::AllExact(_) => 0..0,
             Selected::Pages { sink, indexed, .. } => sink..indexed,
         };
         let splits = candidates.end.div_ceil(SPLIT_PAGES);

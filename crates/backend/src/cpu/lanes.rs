@@ -1,6 +1,6 @@
 //! Per-lane state: what a CUDA backend keeps in device arrays.
 
-use crate::{AlgorithmId, LaneOutput, LaneStart, RowDelta, RowTableKind, Sampling, StepInput};
+use crate::{AlgorithmId, FirstInput, LaneOutput, LaneStart, RowDelta, RowTableKind, Sampling, StepInput};
 use kv::{LaneId, RowId, Selection, TokenId};
 
 /// One running sequence as the ops see it.
@@ -25,10 +25,27 @@ pub struct Lane {
     pub counts: Vec<u32>,
     /// Whether the prompt has the token; empty where no penalty needs it.
     pub in_prompt: Vec<bool>,
-    /// Tokens drawn so far.
+    /// Tokens of the completion so far; grows by `emit`.
     pub generated: usize,
+    /// Outputs to come that are tokens of the prompt; shrinks by `emit`.
+    pub prompt_outputs: usize,
     /// Sum of measured attention mass over the step's layers and query heads, and how many were added.
     pub mass: (f64, usize),
+}
+
+impl Lane {
+    /// An output: the next step's input, and a token of the completion once the prompt has ended.
+    pub fn emit(&mut self, token: TokenId) {
+        self.token = token;
+        if 0 < self.prompt_outputs {
+            self.prompt_outputs -= 1;
+            return;
+        }
+        self.generated += 1;
+        if let Some(count) = self.counts.get_mut(token as usize) {
+            *count += 1;
+        }
+    }
 }
 
 /// All lanes and the step in work.
@@ -61,11 +78,11 @@ impl Lanes {
         for token in start.prompt.iter().filter(|_| penalised) {
             in_prompt[*token as usize] = true;
         }
-        self.lanes[start.lane.at()] = Some(Lane {
+        let mut lane = Lane {
             algorithm: start.algorithm,
             selection: start.selection,
             len: start.len,
-            token: start.token.unwrap_or_default(),
+            token: 0,
             forced: None,
             kv_rows: start.kv_rows.clone(),
             summary_rows: start.summary_rows.clone(),
@@ -73,8 +90,15 @@ impl Lanes {
             counts: if penalised { vec![0; vocab] } else { Vec::new() },
             in_prompt,
             generated: 0,
+            prompt_outputs: 0,
             mass: (0.0, 0),
-        });
+        };
+        match start.first {
+            FirstInput::Sampled => {}
+            FirstInput::Given(token) => lane.emit(token),
+            FirstInput::Prompt { token, outputs } => (lane.token, lane.prompt_outputs) = (token, outputs),
+        }
+        self.lanes[start.lane.at()] = Some(lane);
     }
 
     /// Applies a step's input: rows join tables, forced tokens are noted, every active lane grows by one token.

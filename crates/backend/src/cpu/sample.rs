@@ -4,13 +4,15 @@
 //! and the filters top-k, top-p, min-p, each a lower bound of the scaled logit (equal logits stay together). Of what
 //! is left the largest sum of scaled logit and Gumbel noise wins, which draws from the softmax. The noise depends on
 //! (seed, choice, position of the token to choose, token) alone: alone or in a batch, a request gives the same text.
+//!
+//! The caller guarantees what [`Sampling::check`] asks for, and that some token is not suppressed.
 
 use super::lanes::Lane;
 use super::philox::philox4x32;
 use super::runtime::{CpuRuntime, rows};
 use super::scratch;
 use super::simd::{Kernel, Simd};
-use crate::{LaneOutput, SampleTarget, Sampling, View};
+use crate::{LaneOutput, SampleTarget, Sampling, TEMPERATURE_LEAST, View};
 use kv::{LaneId, TokenId};
 use std::sync::Mutex;
 
@@ -38,11 +40,7 @@ pub(super) fn sample(rt: &CpuRuntime, logits: View<'_>, target: SampleTarget<'_>
         let output = output.into_inner().expect("no task panicked").expect("every task ran");
         let lane = lanes.lane_mut(output.lane);
         lane.forced = None;
-        lane.token = output.token;
-        lane.generated += 1;
-        if let Some(count) = lane.counts.get_mut(output.token as usize) {
-            *count += 1;
-        }
+        lane.emit(output.token);
         match prefill {
             true => lanes.prefill_output.push(output),
             false => lanes.output.push(output),
@@ -154,6 +152,7 @@ fn first_at(logits: &[f32], x: f32) -> TokenId {
 
 /// The `count` most likely tokens with their logits, most likely first, ties to the lowest id.
 fn most_likely(logits: &[f32], count: usize) -> Vec<(TokenId, f32)> {
+    let count = count.min(logits.len());
     let mut top: Vec<(TokenId, f32)> = Vec::with_capacity(count + 1);
     for (token, x) in logits.iter().enumerate().filter(|_| count > 0) {
         if top.len() < count || top[count - 1].1 < *x {
@@ -167,7 +166,7 @@ fn most_likely(logits: &[f32], count: usize) -> Vec<(TokenId, f32)> {
 
 /// Draws a token; leaves scaled logits behind.
 fn draw(s: &Sampling, position: usize, largest: f32, logits: &mut [f32]) -> TokenId {
-    let scale = 1.0 / s.temperature;
+    let scale = 1.0 / s.temperature.max(TEMPERATURE_LEAST);
     logits.iter_mut().for_each(|x| *x = (*x - largest) * scale);
     let bound = filter_bound(s, logits);
     let mut noise = Noise::new(s, position);

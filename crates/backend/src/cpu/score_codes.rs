@@ -51,7 +51,7 @@ pub(super) fn score_codes(rt: &CpuRuntime, algorithm: AlgorithmId, layer: usize,
     });
     for (i, lane) in lanes {
         let pages = match lane.selection.at(lane.len) {
-            Selected::AllExact => continue,
+            Selected::AllExact(_) => continue,
             Selected::Pages { indexed, .. } => indexed,
         };
         assert!(pages.is_multiple_of(GROUP_PAGES), "the sketch indexes whole groups");

@@ -22,7 +22,7 @@ pub(super) fn score_dot(rt: &CpuRuntime, algorithm: AlgorithmId, layer: usize, q
     let task_pages = TASK_FRAMES * form.row_pages();
     for (i, lane) in lanes.of(algorithm) {
         let pages = match lane.selection.at(lane.len) {
-            Selected::AllExact => continue,
+            Selected::AllExact(_) => continue,
             Selected::Pages { indexed, .. } => indexed,
         };
         let tasks = pages.div_ceil(task_pages);

@@ -31,7 +31,7 @@ pub(super) fn topk(rt: &CpuRuntime, algorithm: AlgorithmId) {
         };
         bitmap.fill(0);
         let candidates = match lane.selection.at(lane.len) {
-            Selected::AllExact => 0..0,
+            Selected::AllExact(_) => 0..0,
             Selected::Pages { sink, indexed, k } => {
                 let first = at * work.max_pages;
                 let scores = &work.reduced.all()[first + sink..first + indexed];

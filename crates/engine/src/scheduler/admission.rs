@@ -1,12 +1,13 @@
 //! Who may begin: a request is admitted in arrival order, when the rows to its end and its lanes are there.
 
-use super::Scheduler;
+use super::{Notice, Scheduler};
 use crate::EngineConfig;
 use crate::prefill::{ParentIndex, Prefill, PrefillShape};
 use crate::request::{Refusal, Request, RequestId, Source};
 use crate::sequence::{Phase, Sequence};
 use backend::AlgorithmId;
 use kv::{Demand, Indexing, LaneId, Reservation, SequenceId, SequenceKv, SummaryKey};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// What admission reserves.
@@ -40,6 +41,35 @@ impl Scheduler {
         }
     }
 
+    /// Tells who waits for rows that nobody will free: all others have ended, and held sequences keep theirs until
+    /// they are released, which may never be.
+    pub(super) fn refuse_stuck(&mut self, notices: &mut Vec<Notice>) {
+        self.admit_waiting();
+        while let Some(&request) = self.waiting.front()
+            && let Some(refusal) = self.stuck()
+        {
+            self.waiting.pop_front();
+            self.requests.remove(&request);
+            self.totals.refused += 1;
+            notices.push(Notice::Refused { request, refusal });
+            self.admit_waiting();
+        }
+    }
+
+    /// Why the queue's head, which does not fit, never will; `None` while others run or end.
+    fn stuck(&self) -> Option<Refusal> {
+        let head = &self.requests[self.waiting.front()?].request;
+        let rests = self.sequences.values().all(|sequence| matches!(sequence.phase, Phase::Held));
+        let EngineConfig { pool_rows, row_bytes, .. } = self.config;
+        let (wanted_rows, held_rows) = (self.needs(head).rows(), pool_rows - self.rows.available());
+        (rests && self.retiring.is_empty()).then_some(Refusal::HeldRows {
+            wanted_rows,
+            held_rows,
+            pool_rows,
+            row_bytes,
+        })
+    }
+
     /// Whether a request can ever run.
     pub(super) fn check(&self, request: &Request) -> Result<(), Refusal> {
         let EngineConfig { max_model_len, max_lanes, pool_rows, row_bytes, vocab, .. } = self.config;
@@ -59,6 +89,14 @@ impl Scheduler {
         }
         if let Some((field, token)) = request.named_tokens().find(|&(_, token)| vocab <= token as usize) {
             return Err(Refusal::UnknownToken { field, token, vocab });
+        }
+        request.sampling.check().map_err(Refusal::Invalid)?;
+        let (top, suppressed) = (request.sampling.top_logprobs, request.sampling.suppressed.iter());
+        if vocab < top {
+            return Err(invalid(&format!("top_logprobs is {top} and the vocabulary has {vocab} tokens")));
+        }
+        if vocab <= suppressed.len() && suppressed.collect::<BTreeSet<_>>().len() == vocab {
+            return Err(invalid("suppressed has every token of the vocabulary: none could be chosen"));
         }
         if let Some(parent) = request.parent()
             && (self.sequences.get(&parent).is_none_or(|held| !matches!(held.phase, Phase::Held))

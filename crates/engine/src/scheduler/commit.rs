@@ -3,7 +3,7 @@
 use super::Scheduler;
 use crate::event::{AbortReason, AttentionUsed, FinishReason, Usage};
 use crate::plan::{Plan, PrefillEnd};
-use crate::request::RequestId;
+use crate::request::{Refusal, RequestId};
 use crate::sequence::Phase;
 use backend::{LaneOutput, StepOutput};
 use kv::{SequenceId, TokenId};
@@ -70,6 +70,13 @@ pub enum Notice {
         /// Tokens with K and V.
         tokens: usize,
     },
+    /// A request's wait is over: it can never run.
+    Refused {
+        /// Whose.
+        request: RequestId,
+        /// Why.
+        refusal: Refusal,
+    },
     /// A completion ended.
     Finished {
         /// Whose.
@@ -94,6 +101,7 @@ impl Notice {
             Notice::Prefill { request, .. }
             | Notice::Token { request, .. }
             | Notice::Held { request, .. }
+            | Notice::Refused { request, .. }
             | Notice::Finished { request, .. } => *request,
         }
     }
@@ -126,6 +134,7 @@ impl Scheduler {
         self.accept_ends(&plan, prefill, &mut notices);
         self.accept_decoded(&plan, decode, decode_span, &mut notices);
         self.reclaim();
+        self.refuse_stuck(&mut notices);
         notices
     }
 
@@ -195,7 +204,6 @@ impl Scheduler {
         let running = sequence.running_mut().expect("only running sequences have outputs");
         let at = running.committed;
         running.committed += 1;
-        running.exact_tokens = output.exact_tokens.unwrap_or(running.exact_tokens);
         if let Some(mass) = output.attention_mass {
             running.mass = (running.mass.0 + f64::from(mass), running.mass.1 + 1);
         }
@@ -226,6 +234,7 @@ impl Scheduler {
         if self.is_alive(id) {
             self.finish(id, reason, &mut notices);
             self.reclaim();
+            self.refuse_stuck(&mut notices);
         }
         notices
     }
@@ -233,10 +242,16 @@ impl Scheduler {
     /// Ends a request wherever it is: waiting, during prefill, or while it decodes. What it holds goes too: its caller
     /// may never have learned of it.
     pub fn abort(&mut self, id: RequestId, reason: AbortReason) -> Vec<Notice> {
+        let mut notices = self.end_request(id, reason);
+        self.refuse_stuck(&mut notices);
+        notices
+    }
+
+    pub(super) fn end_request(&mut self, id: RequestId, reason: AbortReason) -> Vec<Notice> {
         let held = self.sequences.values().filter(|sequence| sequence.request == id);
         let held: Vec<SequenceId> =
             held.filter(|sequence| matches!(sequence.phase, Phase::Held)).map(|sequence| sequence.id).collect();
-        let mut notices: Vec<Notice> = held.into_iter().flat_map(|sequence| self.release(sequence)).collect();
+        let mut notices: Vec<Notice> = held.into_iter().flat_map(|sequence| self.end_held(sequence)).collect();
         let Some(group) = self.requests.get(&id) else { return notices };
         let (request, alive) = (group.request.clone(), group.alive.clone());
         if let Some(at) = self.waiting.iter().position(|&waiting| waiting == id) {

@@ -1,7 +1,7 @@
 //! How sequences end and what comes back: rows and lanes, as soon as no step in flight uses them.
 
 use super::{Notice, Scheduler};
-use crate::event::{AbortReason, AttentionUsed, FinishReason, Usage};
+use crate::event::{AbortReason, Attended, AttentionUsed, FinishReason, Usage};
 use crate::request::{Request, RequestId};
 use crate::sequence::{Phase, Sequence};
 use kv::selection::Selected;
@@ -56,13 +56,20 @@ impl Scheduler {
     /// so that nobody waits for rows that only a later one could free. Unknown sequences are no error: it may be the
     /// second of two releases.
     pub fn release(&mut self, id: SequenceId) -> Vec<Notice> {
+        let mut notices = self.end_held(id);
+        self.refuse_stuck(&mut notices);
+        notices
+    }
+
+    pub(super) fn end_held(&mut self, id: SequenceId) -> Vec<Notice> {
         let held = self.sequences.get(&id).is_some_and(|sequence| matches!(sequence.phase, Phase::Held));
         if !held || self.released.contains(&id) {
             return Vec::new();
         }
         let waits = |request: &&RequestId| self.requests[request].request.parent() == Some(id);
         let orphans: Vec<RequestId> = self.waiting.iter().filter(waits).copied().collect();
-        let notices = orphans.into_iter().flat_map(|orphan| self.abort(orphan, AbortReason::ParentReleased)).collect();
+        let notices =
+            orphans.into_iter().flat_map(|orphan| self.end_request(orphan, AbortReason::ParentReleased)).collect();
         self.released.push(id);
         self.reclaim();
         notices
@@ -105,7 +112,7 @@ impl Scheduler {
     pub(super) fn never_ran(&self, id: RequestId, request: &Request, choice: u32, reason: FinishReason) -> Notice {
         let prompt_tokens = self.prefix(request) + request.tokens().len();
         let usage = Usage { prompt_tokens, cached_tokens: 0, completion_tokens: 0 };
-        let attention = self.attention(request, 0, 0, None);
+        let attention = self.attention(request, Attended::Nothing, 0, None);
         Notice::Finished { request: id, choice, reason, usage, attention, decoded: None }
     }
 
@@ -116,21 +123,28 @@ impl Scheduler {
 
     fn attention_used(&self, request: &Request, sequence: &Sequence) -> AttentionUsed {
         let running = sequence.running().copied().unwrap_or_default();
-        let context = if running.exact_tokens == 0 { 0 } else { sequence.tokens.len() - 1 };
+        let Some((steps, _)) = running.decoded else {
+            return self.attention(request, Attended::Prompt, sequence.prompt_tokens, None);
+        };
+        let context = sequence.prompt_tokens - request.fed_tokens() + steps;
         let mass = (0 < running.mass.1).then(|| (running.mass.0 / running.mass.1 as f64) as f32);
-        self.attention(request, running.exact_tokens, context, mass)
+        let attended = match request.attention.selection.at(context) {
+            Selected::AllExact(why) => Attended::All(why),
+            Selected::Pages { .. } => Attended::Pages,
+        };
+        self.attention(request, attended, context, mass)
     }
 
-    fn attention(&self, request: &Request, exact: usize, context: usize, mass: Option<f32>) -> AttentionUsed {
+    fn attention(&self, request: &Request, attended: Attended, context: usize, mass: Option<f32>) -> AttentionUsed {
         let (attention, spec) = (request.attention, &self.algorithms[usize::from(request.attention.algorithm.0)]);
         let selection = attention.selection;
         AttentionUsed {
             algorithm: attention.algorithm,
             name: spec.name,
             budget: selection.budget,
-            exact_tokens: exact,
+            exact_tokens: if attended == Attended::Pages { selection.exact_tokens(context) } else { context },
             context_tokens: context,
-            below_min_context: spec.is_sparse() && selection.at(context) == Selected::AllExact,
+            attended,
             attention_mass: mass,
         }
     }

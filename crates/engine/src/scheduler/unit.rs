@@ -10,8 +10,8 @@ use crate::plan::{Act, Piece, Plan, PrefillEnd};
 use crate::prefill::{Part, Passes, Prefill};
 use crate::request::Request;
 use crate::sequence::{Phase, Running, Sequence};
-use backend::{LaneStart, RowCopy};
-use kv::{LaneId, SequenceId, TokenId};
+use backend::{FirstInput, LaneStart, RowCopy};
+use kv::{LaneId, SequenceId};
 
 /// How much of its waiting time a prefill is ahead of a shorter one: it is overtaken, but not for ever.
 const AGEING: f64 = 0.5;
@@ -202,13 +202,13 @@ impl Scheduler {
         let (sequence, request) = (&self.sequences[&id], self.request_of(id));
         let penalised = request.sampling.repetition_penalty != 1.0;
         let mut sampling = request.sampling.clone();
-        sampling.choice += sequence.choice;
+        sampling.choice = sampling.choice.wrapping_add(sequence.choice);
         LaneStart {
             lane: self.lane_of(id),
             algorithm: request.attention.algorithm,
             selection: request.attention.selection,
             len: sequence.kv.len(),
-            token: first_input(&request),
+            first: first_input(&request),
             kv_rows: sequence.kv.kv_rows().to_vec(),
             summary_rows: sequence.kv.decode_summary_rows().to_vec(),
             sampling,
@@ -279,7 +279,13 @@ fn index_act(owner: SequenceId, indexing: &kv::Indexing, layer: usize, tokens: &
     Act::Index { owner, algorithm, key: indexing.key, layer, tokens: tokens.clone() }
 }
 
-/// What a lane's first step reads, where `sample` does not write it.
-fn first_input(request: &Request) -> Option<TokenId> {
-    if request.feeds_by_decode() { Some(request.tokens()[0]) } else { request.forced.first().copied() }
+/// What a lane's first step reads.
+fn first_input(request: &Request) -> FirstInput {
+    match request.forced.first() {
+        _ if request.feeds_by_decode() => {
+            FirstInput::Prompt { token: request.tokens()[0], outputs: request.tokens().len() - 1 }
+        }
+        Some(&token) => FirstInput::Given(token),
+        None => FirstInput::Sampled,
+    }
 }

@@ -2,8 +2,8 @@
 
 use super::MakeBackend;
 use backend::{
-    AlgorithmId, AlgorithmSet, Backend, Buffer, LaneStart, Rope, Runtime, RuntimeShape, Sampling, StepInput, StepKey,
-    Tensor, TensorData, Weight, WeightPart, WeightRole,
+    AlgorithmId, AlgorithmSet, Backend, Buffer, FirstInput, LaneStart, Rope, Runtime, RuntimeShape, Sampling,
+    StepInput, StepKey, Tensor, TensorData, Weight, WeightPart, WeightRole,
 };
 use half::bf16;
 use kv::{Geometry, LaneId, PAGE_TOKENS, RowId, Selection, geometry};
@@ -208,12 +208,17 @@ impl Fixture {
 
     /// Starts a lane that has `len` tokens in rows.
     pub fn start(&self, lane: usize, len: usize, selection: Selection, sampling: Sampling) {
+        self.start_from(lane, len, selection, sampling, FirstInput::Prompt { token: 1, outputs: 0 });
+    }
+
+    /// The same with another first input.
+    pub fn start_from(&self, lane: usize, len: usize, selection: Selection, sampling: Sampling, first: FirstInput) {
         self.runtime.start_lane(&LaneStart {
             lane: LaneId(lane as u16),
             algorithm: ALGORITHM,
             selection,
             len,
-            token: Some(1),
+            first,
             kv_rows: self.rows(lane, len + 1),
             summary_rows: Vec::new(),
             sampling,
@@ -233,7 +238,8 @@ impl Fixture {
     }
 }
 
-fn key(lanes: usize) -> StepKey {
+/// The key of a step of these lanes.
+pub fn key(lanes: usize) -> StepKey {
     StepKey { bucket: lanes, algorithms: AlgorithmSet::default().with(ALGORITHM), measure_mass: false }
 }
 

@@ -3,7 +3,7 @@
 use super::MakeBackend;
 use super::fixture::{Fixture, Heads, Random, all_exact, check_error};
 use backend::reference::sample as reference;
-use backend::{LaneOutput, SampleTarget, Sampling};
+use backend::{BIAS_MOST, FirstInput, LaneOutput, PENALTY_MOST, SampleTarget, Sampling, TEMPERATURE_MOST};
 use kv::{LaneId, TokenId};
 
 const HEADS: Heads = Heads { kv_heads: 1, group: 1, head_dim: 16 };
@@ -72,6 +72,79 @@ fn check_greedy(got: &LaneOutput, logits: &[f32], s: &Sampling, counts: &[u32], 
     let shift = |x: Vec<f32>| x.into_iter().chain([largest]).collect::<Vec<f32>>();
     let exact: Vec<f64> = exact.into_iter().chain([f64::from(largest)]).collect();
     check_error(&what, &shift(got), &shift(plain), &exact, 4.0);
+}
+
+/// Penalties count what belongs to the completion: not a fed prompt, but a given first token.
+pub fn history(make: MakeBackend<'_>) {
+    let vocab = 23;
+    let logits = Random(3).normals(vocab, 2.0);
+    let mut patient: Vec<usize> = (0..vocab).collect();
+    patient.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+    let sampling = Sampling {
+        presence_penalty: 0.7,
+        frequency_penalty: 0.3,
+        suppressed: vec![patient[0] as TokenId],
+        min_tokens: 2,
+        top_logprobs: vocab,
+        ..Sampling::default()
+    };
+    for (first, forced, generated) in [
+        (FirstInput::Prompt { token: 5, outputs: 2 }, vec![7, 7, 9], 1),
+        (FirstInput::Given(4), vec![4], 2),
+        (FirstInput::Prompt { token: 5, outputs: 0 }, vec![6, 6], 2),
+    ] {
+        let fixture = Fixture::new(make, HEADS, 1, 32, vocab);
+        fixture.start_from(0, 4, all_exact(), sampling.clone(), first);
+        let buffer = fixture.buffer(1, vocab, &logits);
+        let step = |token| {
+            let forced = Option::into_iter(token).map(|token| (LaneId(0), token)).collect();
+            let input = backend::StepInput { active: vec![LaneId(0)], forced, ..Default::default() };
+            let sample = || fixture.runtime.sample((&buffer).into(), SampleTarget::Lanes);
+            let ticket = fixture.runtime.launch(super::fixture::key(1), &input, &mut { sample });
+            fixture.runtime.collect(ticket).expect("the device works").lanes.remove(0)
+        };
+        forced.iter().for_each(|&token| assert_eq!(step(Some(token)).token, token));
+        let mut counts = vec![0; vocab];
+        let given = if let FirstInput::Given(token) = first { Some(token) } else { None };
+        let completion: Vec<TokenId> = given.into_iter().chain(forced.iter().copied()).collect();
+        completion[completion.len() - generated..].iter().for_each(|&token| counts[token as usize] += 1);
+        check_greedy(&step(None), &logits, &sampling, &counts, generated);
+    }
+}
+
+/// Numbers at the ends of their ranges, together: every step gives a token that is not suppressed.
+pub fn extremes(make: MakeBackend<'_>) {
+    let vocab = 41;
+    let logits = Random(13).normals(vocab, 8.0);
+    let mut samplings = Vec::new();
+    for temperature in [1e-40, 1e-3, 1.0, TEMPERATURE_MOST] {
+        for (top_p, min_p) in [(f32::MIN_POSITIVE, 1.0), (1.0, f32::MIN_POSITIVE), (0.5, 0.0)] {
+            for (penalty, repetition_penalty, bias) in
+                [(PENALTY_MOST, 0.01, BIAS_MOST), (-PENALTY_MOST, 100.0, -BIAS_MOST)]
+            {
+                samplings.push(Sampling {
+                    temperature,
+                    top_k: usize::from(penalty < 0.0) * 3,
+                    top_p,
+                    min_p,
+                    repetition_penalty,
+                    presence_penalty: penalty,
+                    frequency_penalty: penalty,
+                    logit_bias: vec![(4, bias), (4, bias), (7, -bias)],
+                    suppressed: (0..vocab as TokenId).filter(|token| token % 20 != 4).collect(),
+                    min_tokens: 10,
+                    seed: u64::MAX,
+                    choice: u32::MAX,
+                    top_logprobs: vocab,
+                });
+            }
+        }
+    }
+    assert!(samplings.iter().all(|sampling| sampling.check().is_ok()));
+    let fixture = Fixture::new(make, HEADS, samplings.len(), 32, vocab);
+    for output in run(&fixture, &logits, &samplings, 10).into_iter().flatten() {
+        assert!(output.token % 20 == 4 && output.logprob.is_finite(), "{output:?}");
+    }
 }
 
 /// Draws follow the filtered distribution, and depend on seed, choice and position alone.

@@ -177,7 +177,7 @@ impl Rig {
             algorithm: lane.algorithm,
             selection: lane.selection,
             len,
-            token: Some(0),
+            first: backend::FirstInput::Prompt { token: 0, outputs: 0 },
             kv_rows: lane.kv_rows.clone(),
             summary_rows: lane.summary_rows.clone(),
             sampling: Sampling::default(),
@@ -280,7 +280,7 @@ impl Rig {
     /// Candidates of a lane in its step, and k; none where all is exact.
     pub fn candidates(&self, lane: &RigLane) -> Option<(std::ops::Range<usize>, usize)> {
         match lane.selection.at(lane.len) {
-            Selected::AllExact => None,
+            Selected::AllExact(_) => None,
             Selected::Pages { sink, indexed, k } => Some((sink..indexed, k)),
         }
     }

@@ -67,6 +67,9 @@ struct Staging {
     done: usize,
     /// Tags of `layer`.
     tags: Vec<u64>,
+    /// Hidden state of the prompt's last token behind the last layer: all tags in one number. Left by the last range
+    /// of a prompt, gone when another pass begins, taken by `prefill_sample`.
+    hidden: Option<u64>,
 }
 
 #[derive(Clone)]
@@ -117,7 +120,7 @@ impl Device {
         assert_eq!(start.kv_rows.len(), start.len.div_ceil(PAGE_TOKENS), "{}: a table of whole pages", start.lane);
         let in_use = state.in_flight.iter().flatten().any(|(lane, _)| *lane == start.lane);
         assert!(!in_use, "{} is started while a step in flight uses it", start.lane);
-        let lane = Lane { start: start.clone(), len: start.len, token: start.token, steps: 0 };
+        let lane = Lane { start: start.clone(), len: start.len, token: start.first.token(), steps: 0 };
         self.check_lane(&state, &lane);
         state.lanes[start.lane.at()] = Some(lane);
     }
@@ -145,6 +148,9 @@ impl Device {
             staging.tags.push(tag(before, pass.tokens[at - pass.first]));
         }
         staging.done = tokens.end;
+        if pass.last_pass && layer + 1 == self.layers && tokens.end == pass.first + pass.tokens.len() {
+            staging.hidden = Some(staging.tags.iter().fold(0, |sum, &tag| fold(sum, tag)));
+        }
         let (count, middle) = (tokens.len() as f64, (tokens.start + tokens.end) as f64 / 2.0);
         let seconds = if pass.last_pass && layer + 1 == self.layers {
             // Of all tokens but the prompt's last, the last layer needs K and V only.
@@ -193,10 +199,13 @@ impl Device {
     pub(super) fn prefill_sample(&self, pass: &PassView<'_>, lanes: &[LaneId]) {
         let mut guard = self.lock();
         let state = &mut *guard;
-        let staging = &state.staging[pass.slot];
+        let staging = &mut state.staging[pass.slot];
         let end = pass.first + pass.tokens.len();
-        assert!(pass.last_pass && (staging.layer, staging.done) == (self.layers - 1, end), "sampled at the end");
+        assert!(pass.last_pass && staging.pass == Some((pass.first, end)), "sampled in its own buffers");
+        let hidden =
+            staging.hidden.take().expect("sampled where the last layer has ended with the prompt's last token");
         let sum = self.read(state, pass.kv_rows, end);
+        assert_eq!(hidden, sum, "sampled from its own prompt's hidden state");
         self.spend(state, self.costs.sample);
         let outputs = lanes.iter().map(|&id| {
             let lane = state.lanes[id.at()].as_mut().expect("a lane is started before it is sampled");
@@ -303,6 +312,7 @@ impl Device {
                 "in turn"
             );
         }
+        staging.hidden = None;
         staging.layer = layer;
         staging.done = pass.first;
         staging.tags.clear();
@@ -365,4 +375,60 @@ fn row_tokens(lane: &Lane) -> Option<usize> {
 
 fn output(lane: LaneId, token: TokenId, exact_tokens: usize) -> LaneOutput {
     LaneOutput { lane, token, logprob: -1.0, top: Vec::new(), exact_tokens, attention_mass: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use backend::{FirstInput, Sampling};
+    use kv::Selection;
+
+    /// Prefills a prompt but for its sampling.
+    fn prefill(device: &Device, pass: &PassView<'_>) {
+        for layer in 0..device.layers() {
+            device.prefill_layer(pass, layer, 0..pass.tokens.len());
+            device.prefill_scatter(pass, layer);
+        }
+        device.start_lane(&LaneStart {
+            lane: LaneId(pass.slot as u16),
+            algorithm: AlgorithmId(0),
+            selection: Selection::dense(),
+            len: pass.tokens.len(),
+            first: FirstInput::Sampled,
+            kv_rows: pass.kv_rows.to_vec(),
+            summary_rows: Vec::new(),
+            sampling: Sampling::default(),
+            prompt: Vec::new(),
+        });
+    }
+
+    /// Samples one prompt behind what `between` does with another one of the same length.
+    fn sampled_behind(slot: usize, between: impl Fn(&Device, &PassView<'_>)) -> StepOutput {
+        let device = Device::new(4, 2, 2, Costs::default(), 0);
+        let pass = PassView { slot: 0, tokens: &[1, 2, 3], first: 0, last_pass: true, kv_rows: &[RowId(0)] };
+        let other = PassView { slot, tokens: &[4, 5, 6], kv_rows: &[RowId(1)], ..pass };
+        prefill(&device, &pass);
+        between(&device, &other);
+        device.prefill_sample(&pass, &[LaneId(0)]);
+        device.take_sampled()
+    }
+
+    #[test]
+    fn another_slot_may_go_between_a_prompts_last_layer_and_its_sampling() {
+        let alone = sampled_behind(1, |_, _| ());
+        assert_eq!(sampled_behind(1, |device, other| device.prefill_layer(other, 0, 0..3)), alone);
+        assert_eq!(sampled_behind(1, prefill), alone);
+    }
+
+    #[test]
+    #[should_panic(expected = "sampled where the last layer has ended")]
+    fn another_pass_in_the_same_slot_takes_the_hidden_state_away() {
+        sampled_behind(0, |device, other| device.prefill_layer(other, 0, 0..3));
+    }
+
+    #[test]
+    #[should_panic(expected = "sampled from its own prompt")]
+    fn anothers_hidden_state_is_noticed() {
+        sampled_behind(0, prefill);
+    }
 }
