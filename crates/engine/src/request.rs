@@ -170,8 +170,8 @@ pub enum Refusal {
     },
     /// Room that nobody else will make: all others have ended, and what is held leaves too little.
     #[error(
-        "the request needs {wanted_rows} rows of KV memory ({} MiB) and held sequences occupy {held_rows} of the pool's \
-         {pool_rows} ({} of {} MiB): release held sequences or raise --kv-memory",
+        "the request needs {wanted_rows} rows of KV memory ({} MiB) and held sequences occupy {held_rows} of the \
+         pool's {pool_rows} ({} of {} MiB): release held sequences or raise --kv-memory",
         mib(*wanted_rows, *row_bytes), mib(*held_rows, *row_bytes), mib(*pool_rows, *row_bytes)
     )]
     HeldRows {

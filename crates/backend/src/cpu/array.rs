@@ -22,8 +22,9 @@ unsafe impl Plain for u32 {}
 
 /// A fixed array that the ops of one runtime read and write in turn; untouched pages take no memory.
 ///
-/// Ops run one after the other, and inside an op every element has one writer: that is what makes the shared
-/// `&mut` of [`Array::part`] sound, and why it is `unsafe`.
+/// Ops run one after the other, and inside an op every element has one writer and no other reader: that is what makes
+/// the shared `&mut` of [`Array::part`] sound, and why it is `unsafe`. Borrows cover exactly the elements asked for:
+/// what a task reads by [`Array::slice`] may lie next to what another one writes.
 ///
 /// Large arrays ask for huge pages: K and V are read a few KiB at a time from all over the pool, and with small pages
 /// each visit begins with a walk of the page table.
@@ -86,16 +87,28 @@ impl<T: Plain> Array<T> {
         self.len == 0
     }
 
-    /// The elements, to read: no op that writes them may be running.
+    /// All elements, to read, for arrays of which the running op writes none.
     pub fn all(&self) -> &[T] {
-        // SAFETY: initialised by `zeros`; see the type on writers.
+        // SAFETY: initialised by `zeros`; whoever writes by `part` has promised that nobody holds this.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    /// The elements `range`, to read; others may be written meanwhile.
+    ///
+    /// # Safety
+    /// Until the borrow ends, nobody writes these elements.
+    #[inline]
+    pub unsafe fn slice(&self, range: Range<usize>) -> &[T] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} elements", self.len);
+        // SAFETY: in bounds and initialised; without a writer by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().add(range.start), range.end - range.start) }
     }
 
     /// The elements `range`, to write.
     ///
     /// # Safety
-    /// Until the borrow ends, nobody else reads or writes these elements.
+    /// Until the borrow ends, nobody else reads or writes these elements, and nobody holds [`Array::all`].
+    #[inline]
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn part(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} elements", self.len);
@@ -117,3 +130,25 @@ fn ask_for_huge_pages(map: &MmapMut) {
 
 #[cfg(not(target_os = "linux"))]
 fn ask_for_huge_pages(_map: &MmapMut) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_may_lie_next_to_a_write() {
+        let array = Array::of("a test", &[1_u32, 2, 3, 4, 5]).expect("memory");
+        // SAFETY: no two of the three overlap.
+        let (before, written, behind) = unsafe { (array.slice(0..2), array.part(2..3), array.slice(3..5)) };
+        written[0] = before[1] + behind[0];
+        assert_eq!(array.all(), [1, 2, 6, 4, 5]);
+    }
+
+    #[test]
+    #[should_panic(expected = "4..6 of 5 elements")]
+    fn nothing_behind_the_end_is_read() {
+        let array = Array::<u16>::zeros("a test", 5).expect("memory");
+        // SAFETY: nobody writes.
+        let _ = unsafe { array.slice(4..6) };
+    }
+}

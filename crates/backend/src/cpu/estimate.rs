@@ -12,7 +12,7 @@ mod codes;
 mod vectors;
 
 use super::lanes::Lane;
-use super::runtime::{CpuRuntime, activations, rows_mut, vector};
+use super::runtime::{CpuRuntime, activations, vector};
 use super::simd::{Kernel, Simd};
 use crate::{AlgorithmId, EstimateSource, Partial, View};
 use kv::selection::Selected;
@@ -53,7 +53,7 @@ pub(super) fn estimate(
             EstimateSource::Vectors => None,
             EstimateSource::Codes { value_rotation } => Some(vector(value_rotation)),
         };
-        let lse = activations(&out.lse);
+        let (output, lse) = (activations(&out.output), activations(&out.lse));
         rt.threads.each(q_heads, q_heads * d * (splits + d), |h| {
             let head = h / (q_heads / heads);
             let rotation = rotation.map(|r| &r[head * d * d..(head + 1) * d * d]);
@@ -62,7 +62,7 @@ pub(super) fn estimate(
             // SAFETY: this task alone writes this head's output.
             let (out, lse) = unsafe {
                 (
-                    &mut rows_mut(View { buffer: &out.output, row: i }, 1)[h * d..(h + 1) * d],
+                    output.part((i * q_heads + h) * d..(i * q_heads + h + 1) * d),
                     &mut lse.part(i * q_heads + h..i * q_heads + h + 1)[0],
                 )
             };

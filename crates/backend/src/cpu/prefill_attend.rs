@@ -6,7 +6,7 @@
 //! it, not even a rounding (invariant 3): masked weights are 0, and a block without a visible key keeps the maximum,
 //! so its factor is `e^0 = 1`.
 
-use super::runtime::{CpuRuntime, rows, rows_mut};
+use super::runtime::{CpuRuntime, activations, rows};
 use super::scratch::{self, cut};
 use super::simd::{Kernel, Simd};
 use super::staging::Staging;
@@ -30,7 +30,8 @@ const TASK_ROWS_LEAST: usize = 96;
 pub(super) fn prefill_attend(rt: &CpuRuntime, staging: &Buffer, first: usize, n: usize, q: View<'_>, out: View<'_>) {
     let (kv_heads, group, d) = (rt.shape.geometry.kv_heads, rt.group(), rt.shape.geometry.head_dim);
     let staging = Staging::of(staging, kv_heads);
-    let queries = rows(q, n);
+    assert_eq!(out.buffer.cols(), rt.shape.q_heads * d, "prefill_attend: a row is all heads");
+    let (queries, output) = (rows(q, n), activations(out.buffer));
     let share = (n * group * kv_heads / (rt.threads.count() * TASKS_PER_THREAD)).clamp(TASK_ROWS_LEAST, TASK_ROWS);
     let task_tokens = (share / group).max(1);
     let tiles = n.div_ceil(task_tokens);
@@ -42,11 +43,9 @@ pub(super) fn prefill_attend(rt: &CpuRuntime, staging: &Buffer, first: usize, n:
         let last = first + tokens.end;
         let (k, v) = (staging.read(head, 0, 0..last), staging.read(head, 1, 0..last));
         let write = |token: usize, g: usize| {
-            // SAFETY: this task alone has these heads of these rows; the borrow ends before the next.
-            let row = unsafe { rows_mut(out.buffer.from_row(out.row + token), 1) };
-            let at = (head * group + g) * d;
-            // SAFETY: inside the row.
-            unsafe { std::slice::from_raw_parts_mut(row.as_mut_ptr().add(at), d) }
+            let at = ((out.row + token) * rt.shape.q_heads + head * group + g) * d;
+            // SAFETY: this task alone has this head of this row, and asks for it once.
+            unsafe { output.part(at..at + d) }
         };
         let rows = (tokens.end - tokens.start) * group;
         scratch::with(Tile::scratch(rows, d), |scratch| {

@@ -87,7 +87,8 @@ impl CpuRuntime {
     pub fn frame(&self, row: RowId, layer: usize, head: usize) -> &[u16] {
         let len = self.shape.geometry.frame_elements();
         let at = self.shape.geometry.frame(row, layer, head) * len;
-        &self.pool.all()[at..at + len]
+        // SAFETY: whoever writes a frame has promised `frame_mut` that nobody reads it.
+        unsafe { self.pool.slice(at..at + len) }
     }
 
     /// A frame, to write.
@@ -111,7 +112,8 @@ pub fn activations(buffer: &Buffer) -> &Array<f32> {
 /// `n` rows of a view, to read: `[n, cols]`.
 pub fn rows(view: View<'_>, n: usize) -> &[f32] {
     let cols = view.buffer.cols();
-    &activations(view.buffer).all()[view.row * cols..(view.row + n) * cols]
+    // SAFETY: whoever writes rows has promised `rows_mut` (or `Array::part`) that nobody reads them.
+    unsafe { activations(view.buffer).slice(view.row * cols..(view.row + n) * cols) }
 }
 
 /// `n` rows of a view, to write: `[n, cols]`.
@@ -144,9 +146,10 @@ impl Runtime for CpuRuntime {
         let len = self.shape.geometry.row_bytes() / 2;
         for RowCopy { source, target } in copies {
             assert_ne!(source, target, "a row is copied to another");
-            let source = &self.pool.all()[source.at() * len..(source.at() + 1) * len];
+            let range = |row: RowId| row.at() * len..(row.at() + 1) * len;
             // SAFETY: ops run one at a time, and source and target differ.
-            unsafe { self.pool.part(target.at() * len..(target.at() + 1) * len) }.copy_from_slice(source);
+            let (source, target) = unsafe { (self.pool.slice(range(*source)), self.pool.part(range(*target))) };
+            target.copy_from_slice(source);
         }
     }
 

@@ -112,8 +112,9 @@ fn score_groups(rt: &CpuRuntime, lane: &Lane, i: usize, layer: usize, head: usiz
         let (tokens, at) = (row * rt.work.max_tokens, row * rt.work.max_pages);
         let tokens = tokens + pages.start * PAGE_TOKENS..tokens + pages.end * PAGE_TOKENS;
         // SAFETY: this task alone writes these scores, and it has written these logits.
-        let scores = unsafe { rt.work.page_scores.part(at + pages.start..at + pages.end) };
-        rt.isa.run(PageScores { logits: &rt.work.token_logits.all()[tokens], scores });
+        let (logits, scores) =
+            unsafe { (rt.work.token_logits.slice(tokens), rt.work.page_scores.part(at + pages.start..at + pages.end)) };
+        rt.isa.run(PageScores { logits, scores });
     }
 }
 
