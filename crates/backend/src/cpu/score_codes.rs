@@ -4,7 +4,7 @@
 //! the lanes added as [`Simd::sum`] does) and the group's bf16 means and deviations:
 //! ```text
 //! w = q' * deviation;  w8 = round(w * (127 / max|w|)), ties to even;  s = max|w| / 127
-//! qm = sum q' mean       eight chains of multiply-adds over the quarters (padded with zeros), added as Simd::sum
+//! qm = sum q' mean       eight chains of multiply-adds over the quarters (padded with zeros), added as Simd::sums
 //! logit = (sum w8 code - 1.5 sum w8) * (0.996 s / sqrt(d)) + qm / sqrt(d)
 //! page score = m + ln(sum over its 8 tokens of e^(logit - m)), m the largest
 //! ```
@@ -26,8 +26,9 @@ use std::ops::Range;
 /// Groups of one task: whole eights of pages.
 const TASK_GROUPS: usize = 32;
 
-/// How far ahead frames are asked for: they lie a row apart, where no hardware prefetcher looks.
-const PREFETCH_GROUPS: usize = 4;
+/// Groups whose queries are quantised side by side, so that chains of dependent operations overlap; frames are asked
+/// for one block ahead: they lie a row apart, where no hardware prefetcher looks.
+const BLOCK_GROUPS: usize = 8;
 
 /// Largest `d`: four quarters of 64 codes.
 const WIDTH_MOST: usize = 256;
@@ -59,7 +60,8 @@ pub(super) fn score_codes(rt: &CpuRuntime, algorithm: AlgorithmId, layer: usize,
         let tasks = groups.div_ceil(TASK_GROUPS);
         rt.threads.each(tasks * heads, groups * q_heads * SKETCH_TOKENS * 8, |task| {
             let (head, first) = (task / tasks, task % tasks * TASK_GROUPS);
-            score_groups(rt, lane, i, layer, head, first..groups.min(first + TASK_GROUPS));
+            let groups = first..groups.min(first + TASK_GROUPS);
+            SCRATCH.with_borrow_mut(|scratch| rt.isa.run(Task { rt, lane, i, layer, head, groups, scratch }));
         });
     }
 }
@@ -68,53 +70,106 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
 }
 
-/// One group as the kernels read it, quarters padded to `row_bytes` elements; and room for int8 queries.
+/// Room for one block.
 struct Scratch {
-    codes: Vec<u8>,
-    mean: Vec<f32>,
-    deviation: Vec<f32>,
+    /// Frames of heads whose quarters need no padding: see [`pad_frame`].
+    frames: Vec<u16>,
+    /// `[groups][heads of a chunk][4][padded row]`
     w8: Vec<i8>,
 }
 
 impl Scratch {
     const fn new() -> Self {
-        Scratch { codes: Vec::new(), mean: Vec::new(), deviation: Vec::new(), w8: Vec::new() }
+        Scratch { frames: Vec::new(), w8: Vec::new() }
     }
 }
 
 /// Token logits and page scores of `groups`, for the query heads of one KV head.
-fn score_groups(rt: &CpuRuntime, lane: &Lane, i: usize, layer: usize, head: usize, groups: Range<usize>) {
-    let (d, group, first_row) = (rt.shape.geometry.head_dim, rt.group(), i * rt.shape.q_heads + head * rt.group());
-    let layout = SketchFrame { head_dim: d };
-    SCRATCH.with_borrow_mut(|scratch| {
-        for g in groups.clone() {
-            let frame = rt.frame(lane.summary_rows[g], layer, head);
-            let next = lane.summary_rows[(g + PREFETCH_GROUPS).min(groups.end - 1)];
-            let next = rt.frame(next, layer, head).as_ptr().cast();
-            rt.isa.run(Widen { frame, layout, scratch });
-            let codes = match padded_row_bytes(d) == layout.row_bytes() {
-                true => &bytes(frame)[layout.key_codes()..layout.value_codes()],
-                false => &scratch.codes[..],
-            };
+struct Task<'a> {
+    rt: &'a CpuRuntime,
+    lane: &'a Lane,
+    i: usize,
+    layer: usize,
+    head: usize,
+    groups: Range<usize>,
+    scratch: &'a mut Scratch,
+}
+
+impl Kernel for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let (rt, group) = (self.rt, self.rt.group());
+        let layout = SketchFrame { head_dim: rt.shape.geometry.head_dim };
+        let padded = SketchFrame { head_dim: 4 * padded_row_bytes(layout.head_dim) };
+        let first_row = self.i * rt.shape.q_heads + self.head * group;
+        let Scratch { frames: padded_frames, w8 } = self.scratch;
+        w8.resize(BLOCK_GROUPS * 4 * WIDTH_MOST, 0);
+        let mut ahead = block_frames(rt, self.lane, self.layer, self.head, self.groups.start, &self.groups);
+        for frame in ahead {
+            prefetch_keys::<S>(frame, layout);
+        }
+        for first in self.groups.clone().step_by(BLOCK_GROUPS) {
+            let mut frames = ahead;
+            ahead = block_frames(rt, self.lane, self.layer, self.head, first + BLOCK_GROUPS, &self.groups);
+            if padded != layout {
+                padded_frames.resize(BLOCK_GROUPS * padded.value_codes() / 2, 0);
+                for (out, frame) in padded_frames.chunks_exact_mut(padded.value_codes() / 2).zip(frames) {
+                    pad_frame(frame, layout, out);
+                }
+                for (frame, out) in frames.iter_mut().zip(padded_frames.chunks_exact(padded.value_codes() / 2)) {
+                    *frame = out;
+                }
+            }
+            let groups = first..self.groups.end.min(first + BLOCK_GROUPS);
             let mut h = 0;
             while h < group {
-                let chunk = Chunk { rt, row: first_row + h, g, codes, next };
+                let block = Block { rt, row: first_row + h, groups: groups.clone(), frames, padded, layout, ahead };
                 h += match group - h {
-                    1 => chunk.score::<1>(&scratch.mean, &scratch.deviation, &mut scratch.w8),
-                    2 | 3 => chunk.score::<2>(&scratch.mean, &scratch.deviation, &mut scratch.w8),
-                    _ => chunk.score::<4>(&scratch.mean, &scratch.deviation, &mut scratch.w8),
+                    1 => block.score::<S, 1>(w8),
+                    2 | 3 => block.score::<S, 2>(w8),
+                    _ => block.score::<S, 4>(w8),
                 };
             }
         }
-    });
-    let pages = groups.start * GROUP_PAGES..groups.end * GROUP_PAGES;
-    for row in first_row..first_row + group {
-        let (tokens, at) = (row * rt.work.max_tokens, row * rt.work.max_pages);
-        let tokens = tokens + pages.start * PAGE_TOKENS..tokens + pages.end * PAGE_TOKENS;
-        // SAFETY: this task alone writes these scores, and it has written these logits.
-        let (logits, scores) =
-            unsafe { (rt.work.token_logits.slice(tokens), rt.work.page_scores.part(at + pages.start..at + pages.end)) };
-        rt.isa.run(PageScores { logits, scores });
+    }
+}
+
+/// The frames of a block of groups from `first` on; of the last of `groups` for those behind it.
+#[inline(always)]
+fn block_frames<'a>(
+    rt: &'a CpuRuntime,
+    lane: &Lane,
+    layer: usize,
+    head: usize,
+    first: usize,
+    groups: &Range<usize>,
+) -> [&'a [u16]; BLOCK_GROUPS] {
+    std::array::from_fn(|n| rt.frame(lane.summary_rows[(first + n).min(groups.end - 1)], layer, head))
+}
+
+/// Asks for a frame's key half.
+#[inline(always)]
+fn prefetch_keys<S: Simd>(frame: &[u16], layout: SketchFrame) {
+    for line in (0..layout.value_codes()).step_by(64) {
+        S::prefetch(frame.as_ptr().cast::<u8>().wrapping_add(line));
+    }
+}
+
+/// Copies a frame's key half into that of a head with padded quarters, the padding zero.
+fn pad_frame(frame: &[u16], layout: SketchFrame, out: &mut [u16]) {
+    let padded = SketchFrame { head_dim: out.len() / 8 };
+    out.fill(0);
+    let (quarter, padded_quarter) = (layout.row_bytes(), padded.row_bytes());
+    for k in 0..8 {
+        out[k * padded_quarter..][..quarter].copy_from_slice(&frame[k * quarter..(k + 1) * quarter]);
+    }
+    let (codes, out) = (&bytes(frame)[layout.key_codes()..layout.value_codes()], &mut out[padded.key_codes() / 2..]);
+    for (row, out) in codes.chunks_exact(quarter).zip(out.chunks_exact_mut(padded_quarter / 2)) {
+        for (pair, out) in row.chunks(2).zip(out) {
+            *out = u16::from_le_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]);
+        }
     }
 }
 
@@ -131,33 +186,6 @@ pub(super) fn pad_rows(rows: &[u8], padded: usize, out: &mut Vec<u8>) {
     out.resize(SKETCH_TOKENS * padded, 0);
     for (row, out) in rows.chunks_exact(row_bytes).zip(out.chunks_exact_mut(padded)) {
         out[..row_bytes].copy_from_slice(row);
-    }
-}
-
-/// Up to four query heads of a KV head, from row `row` of the workspace on, against one group.
-struct Chunk<'a> {
-    rt: &'a CpuRuntime,
-    row: usize,
-    g: usize,
-    codes: &'a [u8],
-    next: *const u8,
-}
-
-impl Chunk<'_> {
-    /// Writes the token logits of `H` heads; returns `H`.
-    fn score<const H: usize>(self, mean: &[f32], deviation: &[f32], w8: &mut Vec<i8>) -> usize {
-        let (work, d) = (&self.rt.work, self.rt.shape.geometry.head_dim);
-        w8.resize(H * work.rotated_stride, 0);
-        let logits = std::array::from_fn(|h| {
-            let first = (self.row + h) * work.max_tokens + self.g * SKETCH_TOKENS;
-            // SAFETY: this task alone writes these logits.
-            unsafe { work.token_logits.part(first..first + SKETCH_TOKENS) }
-        });
-        let q = &work.rotated_q.all()[self.row * work.rotated_stride..(self.row + H) * work.rotated_stride];
-        let scale = 1.0 / (d as f32).sqrt();
-        let Chunk { rt, codes, next, .. } = self;
-        rt.isa.run(TokenLogits::<H> { q, mean, deviation, codes, next, scale, w8, logits });
-        H
     }
 }
 
@@ -190,232 +218,233 @@ impl Kernel for RotateQuery<'_> {
     }
 }
 
-/// Reads a frame's key statistics, and its code rows where they need padding.
-struct Widen<'a> {
-    frame: &'a [u16],
+/// Up to four query heads of a KV head, from row `row` of the workspace on, against a block of groups.
+struct Block<'a> {
+    rt: &'a CpuRuntime,
+    row: usize,
+    groups: Range<usize>,
+    /// Key halves, laid out as `padded` says.
+    frames: [&'a [u16]; BLOCK_GROUPS],
+    padded: SketchFrame,
     layout: SketchFrame,
-    scratch: &'a mut Scratch,
+    /// The frames that are read next, laid out as `layout` says.
+    ahead: [&'a [u16]; BLOCK_GROUPS],
 }
 
-impl Kernel for Widen<'_> {
-    type Output = ();
+/// What makes a logit of one head's sum over codes, per group: `(sum - shift) * factor + offset`.
+#[derive(Clone, Copy)]
+struct Scales {
+    shift: [f32; BLOCK_GROUPS],
+    factor: [f32; BLOCK_GROUPS],
+    offset: [f32; BLOCK_GROUPS],
+}
 
+impl Block<'_> {
+    /// Writes the token logits and page scores of `H` heads; returns `H`.
     #[inline(always)]
-    fn run<S: Simd>(self) {
-        let (d, quarter) = (self.layout.head_dim, self.layout.row_bytes());
-        let padded = padded_row_bytes(d);
-        let Scratch { codes, mean, deviation, .. } = self.scratch;
-        mean.resize(4 * padded, 0.0);
-        deviation.resize(4 * padded, 0.0);
-        let deviations = self.layout.deviations() / 2;
-        if quarter == padded {
-            for c in (0..d).step_by(8) {
-                // SAFETY: `c..c + 8` lie inside the frame's `d` means and `d` deviations, and inside both arrays.
-                unsafe {
-                    S::store(mean.as_mut_ptr().add(c), S::load_bf16(self.frame.as_ptr().add(c)));
-                    S::store(deviation.as_mut_ptr().add(c), S::load_bf16(self.frame.as_ptr().add(deviations + c)));
-                }
-            }
-            return;
-        }
-        let element = |i: usize| f32::from_bits(u32::from(self.frame[i]) << 16);
-        for k in 0..4 {
-            for j in 0..padded {
-                let inside = j < quarter;
-                mean[k * padded + j] = if inside { element(k * quarter + j) } else { 0.0 };
-                deviation[k * padded + j] = if inside { element(deviations + k * quarter + j) } else { 0.0 };
-            }
-        }
-        pad_rows(&bytes(self.frame)[self.layout.key_codes()..self.layout.value_codes()], padded, codes);
-    }
-}
-
-/// The logits of 48 tokens for `H` query heads.
-struct TokenLogits<'a, const H: usize> {
-    /// `[H][4 * row_bytes]`
-    q: &'a [f32],
-    /// `[4 * row_bytes]`
-    mean: &'a [f32],
-    /// `[4 * row_bytes]`
-    deviation: &'a [f32],
-    /// `[48][row_bytes]`
-    codes: &'a [u8],
-    /// The frame that is read next.
-    next: *const u8,
-    scale: f32,
-    /// `[H][4 * row_bytes]`, written.
-    w8: &'a mut [i8],
-    logits: [&'a mut [f32]; H],
-}
-
-impl<const H: usize> Kernel for TokenLogits<'_, H> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(mut self) {
-        let row_bytes = self.codes.len() / SKETCH_TOKENS;
-        let (mut a, mut b, mut shift) = ([0.0; H], [0.0; H], [0.0; H]);
-        for h in 0..H {
-            (a[h], b[h], shift[h]) = self.quantise::<S>(h, 4 * row_bytes);
-        }
-        for page in 0..GROUP_PAGES {
-            // Half a frame, `64 row_bytes`, a sixth a page.
-            for line in page * row_bytes / GROUP_PAGES..(page + 1) * row_bytes / GROUP_PAGES {
-                S::prefetch(self.next.wrapping_add(64 * line));
-            }
-            // SAFETY: 48 rows of codes and `[H][4][row_bytes]` weights are in bounds.
-            let sums = unsafe {
-                match row_bytes {
-                    16 => self.sums_of_16::<S>(page),
-                    _ => self.sums_of_32::<S>(page, row_bytes),
-                }
-            };
+    fn score<S: Simd, const H: usize>(self, w8: &mut [i8]) -> usize {
+        let (work, width) = (&self.rt.work, self.padded.head_dim);
+        let q = &work.rotated_q.all()[self.row * work.rotated_stride..(self.row + H) * work.rotated_stride];
+        let scales = self.quantise::<S, H>(q, w8);
+        assert!(w8.len() >= BLOCK_GROUPS * H * width);
+        for (n, g) in self.groups.clone().enumerate() {
+            prefetch_keys::<S>(self.ahead[n], self.layout);
+            let codes = bytes(self.frames[n])[self.padded.key_codes()..self.padded.value_codes()].as_ptr();
+            let mut logits = [std::ptr::null_mut(); H];
             for h in 0..H {
-                let level = S::sub(sums[h], S::splat(shift[h]));
-                let logit = S::add(S::mul(level, S::splat(a[h])), S::splat(b[h]));
-                let out = &mut self.logits[h][page * PAGE_TOKENS..(page + 1) * PAGE_TOKENS];
-                // SAFETY: `out` has eight elements.
-                unsafe { S::store(out.as_mut_ptr(), logit) };
+                let first = (self.row + h) * work.max_tokens + g * SKETCH_TOKENS;
+                // SAFETY: this task alone writes these logits.
+                logits[h] = unsafe { work.token_logits.part(first..first + SKETCH_TOKENS) }.as_mut_ptr();
+            }
+            for page in 0..GROUP_PAGES {
+                // SAFETY: codes are `[48][width / 4]`, weights `[8][H][width]`, logits `[48]`.
+                unsafe {
+                    let (codes, w8) =
+                        (codes.add(page * PAGE_TOKENS * width / 4), w8.as_ptr().add(n * H * width).cast());
+                    let sums = match width {
+                        64 => sums_of_16::<S, H>(codes, w8),
+                        _ => sums_of_32::<S, H>(codes, w8, width / 4),
+                    };
+                    for h in 0..H {
+                        let Scales { shift, factor, offset } = &scales[h];
+                        let level = S::sub(sums[h], S::splat(shift[n]));
+                        let logit = S::add(S::mul(level, S::splat(factor[n])), S::splat(offset[n]));
+                        S::store(logits[h].add(page * PAGE_TOKENS), logit);
+                    }
+                }
             }
         }
+        let pages = self.groups.start * GROUP_PAGES..self.groups.end * GROUP_PAGES;
+        for row in self.row..self.row + H {
+            let (tokens, at) = (row * work.max_tokens, row * work.max_pages);
+            let tokens = tokens + pages.start * PAGE_TOKENS..tokens + pages.end * PAGE_TOKENS;
+            // SAFETY: this task alone writes these scores, and it has written these logits.
+            unsafe {
+                let (logits, scores) =
+                    (work.token_logits.part(tokens), work.page_scores.part(at + pages.start..at + pages.end));
+                page_scores::<S>(logits, scores);
+            }
+        }
+        H
+    }
+
+    /// Writes `w8` `[groups][H][4][padded row]`.
+    #[inline(always)]
+    fn quantise<S: Simd, const H: usize>(&self, q: &[f32], w8: &mut [i8]) -> [Scales; H] {
+        let (width, deviations) = (self.padded.head_dim, self.padded.deviations() / 2);
+        assert!(width.is_multiple_of(32) && q.len() == H * width && w8.len() >= BLOCK_GROUPS * H * width);
+        assert!(self.frames.iter().all(|frame| frame.len() >= 2 * width) && deviations == width);
+        let zero = S::splat(0.0);
+        let (mut most, mut dot) = ([[zero; BLOCK_GROUPS]; H], [[zero; BLOCK_GROUPS]; H]);
+        let mut inverse = [[0.0; BLOCK_GROUPS]; H];
+        let nothing = Scales { shift: [0.0; 8], factor: [0.0; 8], offset: [0.0; 8] };
+        let mut scales = [nothing; H];
+        let unit = self.scale();
+        // SAFETY: `width` means and deviations, `[H][width]` queries, `[8][H][width]` weights, by the assertions.
+        unsafe {
+            let q = q.as_ptr();
+            for n in 0..BLOCK_GROUPS {
+                let frame = self.frames[n].as_ptr();
+                let (mut group_most, mut group_dot) = ([zero; H], [zero; H]);
+                for c in (0..width).step_by(8) {
+                    let (mean, deviation) = (S::load_bf16(frame.add(c)), S::load_bf16(frame.add(deviations + c)));
+                    for h in 0..H {
+                        let q = S::load(q.add(h * width + c));
+                        group_most[h] = S::max(group_most[h], S::abs(S::mul(q, deviation)));
+                        group_dot[h] = S::fma(q, mean, group_dot[h]);
+                    }
+                }
+                for h in 0..H {
+                    (most[h][n], dot[h][n]) = (group_most[h], group_dot[h]);
+                }
+            }
+            for h in 0..H {
+                let mut most_lanes = [0.0; BLOCK_GROUPS];
+                S::store(most_lanes.as_mut_ptr(), S::maxes(most[h]));
+                S::store(scales[h].offset.as_mut_ptr(), S::mul(S::sums(dot[h]), S::splat(unit)));
+                for n in 0..BLOCK_GROUPS {
+                    inverse[h][n] = if most_lanes[n] > 1e-30 { 127.0 / most_lanes[n] } else { 0.0 };
+                    scales[h].factor[n] = THRESHOLD * (most_lanes[n] / 127.0) * unit;
+                }
+            }
+            let mut sums = [[S::splat_byte(0); BLOCK_GROUPS]; H];
+            for n in 0..BLOCK_GROUPS {
+                let frame = self.frames[n].as_ptr().add(deviations);
+                let mut sum = [S::splat_byte(0); H];
+                for c in (0..width).step_by(32) {
+                    for h in 0..H {
+                        let (mut w, inverse) = ([zero; 4], S::splat(inverse[h][n]));
+                        for k in 0..4 {
+                            let at = c + 8 * k;
+                            let product = S::mul(S::load(q.add(h * width + at)), S::load_bf16(frame.add(at)));
+                            w[k] = S::mul(product, inverse);
+                        }
+                        let w8 = w8.as_mut_ptr().add((n * H + h) * width + c);
+                        S::store_rounded_i8(w8, w);
+                        sum[h] = S::add_i16(sum[h], S::dot_pairs(S::splat_byte(1), S::load_bytes(w8.cast())));
+                    }
+                }
+                for h in 0..H {
+                    sums[h][n] = S::add_neighbours(sum[h]);
+                }
+            }
+            for h in 0..H {
+                S::store(scales[h].shift.as_mut_ptr(), S::mul(S::sums_i32(sums[h]), S::splat(1.5)));
+            }
+        }
+        scales
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.layout.head_dim as f32).sqrt()
     }
 }
 
-impl<const H: usize> TokenLogits<'_, H> {
-    /// Writes `w8` of head `h`; returns what multiplies the sums, what is added, and 1.5 times the sum of `w8`.
-    #[inline(always)]
-    fn quantise<S: Simd>(&mut self, h: usize, width: usize) -> (f32, f32, f32) {
-        assert!(width.is_multiple_of(32) && self.mean.len() == width && self.deviation.len() == width);
-        assert!(width <= WIDTH_MOST && self.q.len() == H * width && self.w8.len() >= H * width);
-        let (zero, sign) = (S::splat(0.0), S::splat(-1.0));
-        let (mut most, mut dot) = (zero, zero);
-        let mut sum = S::add_neighbours(S::dot_pairs(S::splat_byte(0), S::splat_byte(0)));
-        // SAFETY: `width` elements of each array, by the assertions.
+/// `sum w8 code` of a page's eight tokens for `H` heads, two rows of 16 bytes a load.
+///
+/// # Safety
+/// Codes are `[8][16]`, weights `[H][4][16]`.
+#[inline(always)]
+unsafe fn sums_of_16<S: Simd, const H: usize>(codes: *const u8, w8: *const u8) -> [S::F; H] {
+    let mut pairs = [[S::splat_byte(0); 4]; H];
+    for pair in 0..4 {
+        // SAFETY: by the caller's promise.
         unsafe {
-            let (q, mean, deviation) = (self.q.as_ptr().add(h * width), self.mean.as_ptr(), self.deviation.as_ptr());
-            for c in (0..width).step_by(8) {
-                let q = S::load(q.add(c));
-                let w = S::mul(q, S::load(deviation.add(c)));
-                most = S::max(most, S::max(w, S::mul(w, sign)));
-                dot = S::fma(q, S::load(mean.add(c)), dot);
-            }
-            let most = S::largest(most);
-            let inverse = S::splat(if most > 1e-30 { 127.0 / most } else { 0.0 });
-            for c in (0..width).step_by(32) {
-                let mut w = [zero; 4];
-                for k in 0..4 {
-                    let at = c + 8 * k;
-                    w[k] = S::mul(S::mul(S::load(q.add(at)), S::load(deviation.add(at))), inverse);
+            let fields = S::fields(S::load_bytes(codes.add(2 * pair * 16)));
+            for h in 0..H {
+                let w8 = w8.add(h * 64);
+                let mut sum = S::dot_pairs(fields[0], S::load_bytes_twice(w8));
+                for k in 1..4 {
+                    sum = S::add_i16(sum, S::dot_pairs(fields[k], S::load_bytes_twice(w8.add(16 * k))));
                 }
-                let w8 = self.w8.as_mut_ptr().add(h * width + c);
-                S::store_rounded_i8(w8, w);
-                sum = S::add_i16(sum, S::dot_pairs(S::splat_byte(1), S::load_bytes(w8.cast())));
+                pairs[h][pair] = sum;
             }
-            let zero = S::splat_byte(0);
-            let mut lanes = [0.0; 8];
-            S::store(
-                lanes.as_mut_ptr(),
-                S::sums_i32([S::add_neighbours(sum), zero, zero, zero, zero, zero, zero, zero]),
-            );
-            (THRESHOLD * (most / 127.0) * self.scale, S::sum(dot) * self.scale, 1.5 * lanes[0])
         }
     }
+    let mut out = [S::splat(0.0); H];
+    for h in 0..H {
+        // Each sum of eight i16, or of some of them, is at most 16 * 4 * 127 * 3 = 24,384.
+        out[h] = S::half_sums_i16(pairs[h]);
+    }
+    out
+}
 
-    /// `sum w8 code` of the page's eight tokens, two rows of 16 bytes a load.
-    ///
-    /// # Safety
-    /// Codes are `[48][16]`, weights `[H][4][16]`.
-    #[inline(always)]
-    unsafe fn sums_of_16<S: Simd>(&self, page: usize) -> [S::F; H] {
-        let mut pairs = [[S::splat_byte(0); 4]; H];
-        for pair in 0..4 {
+/// The same for rows of whole 32 bytes.
+///
+/// # Safety
+/// Codes are `[8][row_bytes]`, weights `[H][4][row_bytes]`.
+#[inline(always)]
+unsafe fn sums_of_32<S: Simd, const H: usize>(codes: *const u8, w8: *const u8, row_bytes: usize) -> [S::F; H] {
+    let mut tokens = [[S::splat_byte(0); 8]; H];
+    for t in 0..8 {
+        let mut sums = [S::splat_byte(0); H];
+        for n in (0..row_bytes).step_by(32) {
             // SAFETY: by the caller's promise.
             unsafe {
-                let fields = S::fields(S::load_bytes(self.codes.as_ptr().add((page * PAGE_TOKENS + 2 * pair) * 16)));
+                let fields = S::fields(S::load_bytes(codes.add(t * row_bytes + n)));
                 for h in 0..H {
-                    let w8 = self.w8.as_ptr().add(h * 64).cast::<u8>();
-                    let mut sum = S::dot_pairs(fields[0], S::load_bytes_twice(w8));
-                    for k in 1..4 {
-                        sum = S::add_i16(sum, S::dot_pairs(fields[k], S::load_bytes_twice(w8.add(16 * k))));
-                    }
-                    pairs[h][pair] = S::add_neighbours(sum);
-                }
-            }
-        }
-        let mut out = [S::splat(0.0); H];
-        for h in 0..H {
-            out[h] = S::half_sums_i32(pairs[h]);
-        }
-        out
-    }
-
-    /// The same for rows of whole 32 bytes.
-    ///
-    /// # Safety
-    /// Codes are `[48][row_bytes]`, weights `[H][4][row_bytes]`.
-    #[inline(always)]
-    unsafe fn sums_of_32<S: Simd>(&self, page: usize, row_bytes: usize) -> [S::F; H] {
-        let mut tokens = [[S::splat_byte(0); 8]; H];
-        for t in 0..8 {
-            let mut sums = [S::splat_byte(0); H];
-            for n in (0..row_bytes).step_by(32) {
-                // SAFETY: by the caller's promise.
-                unsafe {
-                    let row = self.codes.as_ptr().add((page * PAGE_TOKENS + t) * row_bytes + n);
-                    let fields = S::fields(S::load_bytes(row));
-                    for h in 0..H {
-                        let w8 = self.w8.as_ptr().add(h * 4 * row_bytes + n).cast::<u8>();
-                        for k in 0..4 {
-                            let product = S::dot_pairs(fields[k], S::load_bytes(w8.add(row_bytes * k)));
-                            sums[h] = S::add_i16(sums[h], product);
-                        }
+                    let w8 = w8.add(h * 4 * row_bytes + n);
+                    for k in 0..4 {
+                        let product = S::dot_pairs(fields[k], S::load_bytes(w8.add(row_bytes * k)));
+                        sums[h] = S::add_i16(sums[h], product);
                     }
                 }
             }
-            for h in 0..H {
-                tokens[h][t] = S::add_neighbours(sums[h]);
-            }
         }
-        let mut out = [S::splat(0.0); H];
         for h in 0..H {
-            out[h] = S::sums_i32(tokens[h]);
+            tokens[h][t] = S::add_neighbours(sums[h]);
         }
-        out
     }
+    let mut out = [S::splat(0.0); H];
+    for h in 0..H {
+        out[h] = S::sums_i32(tokens[h]);
+    }
+    out
 }
 
 /// Log-sum-exp of every page's eight logits.
-struct PageScores<'a> {
-    logits: &'a [f32],
-    scores: &'a mut [f32],
-}
-
-impl Kernel for PageScores<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self) {
-        assert_eq!(self.logits.len(), PAGE_TOKENS * self.scores.len());
-        let pages = self.scores.len();
-        for (n, scores) in self.scores.chunks_mut(8).enumerate() {
-            let mut x = [S::splat(0.0); 8];
-            for j in 0..8 {
-                let page = (8 * n + j).min(pages - 1);
-                // SAFETY: eight logits a page, by the assertion.
-                x[j] = unsafe { S::load(self.logits.as_ptr().add(page * PAGE_TOKENS)) };
-            }
-            let most = S::maxes(x);
-            let mut mosts = [0.0; 8];
-            // SAFETY: `mosts` has eight elements.
-            unsafe { S::store(mosts.as_mut_ptr(), most) };
-            for j in 0..8 {
-                x[j] = S::exp(S::sub(x[j], S::splat(mosts[j])));
-            }
-            let mut out = [0.0; 8];
-            // SAFETY: `out` has eight elements.
-            unsafe { S::store(out.as_mut_ptr(), S::add(most, S::ln(S::sums(x)))) };
-            let count = scores.len();
-            scores.copy_from_slice(&out[..count]);
+#[inline(always)]
+fn page_scores<S: Simd>(logits: &[f32], page_scores: &mut [f32]) {
+    assert_eq!(logits.len(), PAGE_TOKENS * page_scores.len());
+    let pages = page_scores.len();
+    for (n, scores) in page_scores.chunks_mut(8).enumerate() {
+        let mut x = [S::splat(0.0); 8];
+        for j in 0..8 {
+            let page = (8 * n + j).min(pages - 1);
+            // SAFETY: eight logits a page, by the assertion.
+            x[j] = unsafe { S::load(logits.as_ptr().add(page * PAGE_TOKENS)) };
         }
+        let most = S::maxes(x);
+        let mut mosts = [0.0; 8];
+        // SAFETY: `mosts` has eight elements.
+        unsafe { S::store(mosts.as_mut_ptr(), most) };
+        for j in 0..8 {
+            x[j] = S::weight(S::sub(x[j], S::splat(mosts[j])));
+        }
+        let mut out = [0.0; 8];
+        // SAFETY: `out` has eight elements.
+        unsafe { S::store(out.as_mut_ptr(), S::add(most, S::ln(S::sums(x)))) };
+        let count = scores.len();
+        scores.copy_from_slice(&out[..count]);
     }
 }

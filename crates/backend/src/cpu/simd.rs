@@ -120,6 +120,10 @@ pub trait Simd: Copy {
     /// 32 bytes, or 16 i16, or 8 i32.
     type I: Copy;
 
+    /// `e^x` for x <= 0, within 4e-7 of itself; `e^-86` for x < -86. Cheaper than [`Simd::exp`].
+    fn weight(x: Self::F) -> Self::F;
+    /// Magnitudes.
+    fn abs(v: Self::F) -> Self::F;
     /// Natural logarithm of positive normal numbers, within 2 ulp or 1e-7, whichever is more.
     fn ln(x: Self::F) -> Self::F;
     /// Lane `i` is the largest lane of `v[i]`.
@@ -144,8 +148,8 @@ pub trait Simd: Copy {
     fn add_i16(a: Self::I, b: Self::I) -> Self::I;
     /// Eight i32: neighbouring i16 added.
     fn add_neighbours(a: Self::I) -> Self::I;
-    /// Lane `2i` is the sum of the first four i32 of `v[i]`, lane `2i + 1` that of its last four.
-    fn half_sums_i32(v: [Self::I; 4]) -> Self::F;
+    /// Lane `2i` is the sum of the first eight i16 of `v[i]`, lane `2i + 1` that of its last eight. They and their parts fit i16.
+    fn half_sums_i16(v: [Self::I; 4]) -> Self::F;
     /// Lane `i` is the sum of the i32 of `v[i]`.
     fn sums_i32(v: [Self::I; 8]) -> Self::F;
     /// Writes 32 f32 as i8, rounded to nearest, ties to even; each within -127.5 and 127.5.
@@ -158,23 +162,24 @@ pub trait Simd: Copy {
     /// # Safety
     /// See the trait.
     unsafe fn store_bytes(p: *mut u8, v: Self::I);
-    /// Four bytes from memory, eight times.
+    /// Two bytes from memory, sixteen times.
     ///
     /// # Safety
     /// See the trait.
-    unsafe fn load_four_bytes(p: *const u32) -> Self::I;
+    unsafe fn load_two_bytes(p: *const u8) -> Self::I;
     /// The two halves of `v` with their bytes alternating.
     fn interleave_halves(v: Self::I) -> Self::I;
     /// Bytes of `a` and `b` alternating: of the first eight of each half, then of the last eight of each half.
     fn interleave(a: Self::I, b: Self::I) -> [Self::I; 2];
-    /// Rounds eight f32 to u16 and writes, for each pair of neighbours, their high bytes (even, odd, even, odd) to the
-    /// low half of a u64 of `high`, their low bytes likewise to `low`. What the high halves hold is left open.
+    /// To the nearest integer, ties to even; magnitudes below 2^22.
+    fn round(v: Self::F) -> Self::F;
+    /// Writes 32 integers 0..=255.
     ///
     /// # Safety
-    /// See the trait: four u64 are written to each.
-    unsafe fn store_byte_pairs(high: *mut u64, low: *mut u64, v: Self::F);
-    /// `256 high + low` of sixteen u16 each: the first eight, the last eight.
-    fn join_u16(high: Self::I, low: Self::I) -> [Self::F; 2];
+    /// See the trait: 32 bytes are written.
+    unsafe fn store_u8(p: *mut u8, v: [Self::F; 4]);
+    /// Sixteen u16: the first eight, the last eight.
+    fn widen_u16(v: Self::I) -> [Self::F; 2];
     /// Asks for the cache line of `p` to be near (in L2), if the instruction set can; any address is fine.
     fn prefetch(p: *const u8);
 }
@@ -204,6 +209,11 @@ mod exp_constants {
     pub(super) const ROUND: f32 = 12_582_912.0;
     pub(super) const LN2_HIGH: f32 = 0.693_359_4;
     pub(super) const LN2_LOW: f32 = -2.121_944_4e-4;
+    /// Where `weight` stops falling.
+    pub(super) const WEIGHT_LEAST: f32 = -86.0;
+    /// e^r on |r| <= ln 2 / 2 within 8e-8 of itself, highest power first.
+    pub(super) const WEIGHT_C: [f32; 6] =
+        [8.297_648e-3, 4.191_543e-2, 0.166_675_75, 0.499_988_94, 0.999_999_7, 1.000_000_1];
     /// e^r on |r| <= ln 2 / 2, highest power first.
     pub(super) const EXP_C: [f32; 7] = [1.388_888_9e-3, 8.333_334e-3, 4.166_666_6e-2, 0.166_666_67, 0.5, 1.0, 1.0];
 }
@@ -223,6 +233,34 @@ mod tests {
             // SAFETY: both arrays have eight elements.
             unsafe { S::store(out.as_mut_ptr(), S::exp(S::load(self.0.as_ptr()))) };
             out
+        }
+    }
+
+    struct Weight([f32; 8]);
+
+    impl Kernel for Weight {
+        type Output = [f32; 8];
+
+        #[inline(always)]
+        fn run<S: Simd>(self) -> [f32; 8] {
+            let mut out = [0.0; 8];
+            // SAFETY: both arrays have eight elements.
+            unsafe { S::store(out.as_mut_ptr(), S::weight(S::load(self.0.as_ptr()))) };
+            out
+        }
+    }
+
+    #[test]
+    fn weight_is_within_4e_7_of_itself() {
+        for isa in [Isa::Portable, Isa::detect()] {
+            for i in 0..20_000 {
+                let lanes: [f32; 8] = std::array::from_fn(|j| -0.000_55 * (8 * i + j) as f32);
+                for (x, y) in lanes.into_iter().zip(isa.run(Weight(lanes))) {
+                    let exact = f64::from(x.max(-86.0)).exp();
+                    let error = (f64::from(y) - exact).abs() / exact;
+                    assert!(error <= 4e-7, "{}: weight({x}) = {y}, off by {error:e}", isa.name());
+                }
+            }
         }
     }
 
@@ -271,14 +309,15 @@ mod tests {
             unsafe {
                 let w = S::load_bytes(self.weights.as_ptr().cast());
                 let fields = S::fields(S::load_bytes(self.bytes.as_ptr()));
-                let v = fields.map(|f| S::add_neighbours(S::add_i16(S::dot_pairs(f, w), S::dot_pairs(f, w))));
-                S::store(halves.as_mut_ptr(), S::half_sums_i32(v));
+                let v = fields.map(|f| S::add_i16(S::dot_pairs(f, w), S::dot_pairs(f, w)));
+                S::store(halves.as_mut_ptr(), S::half_sums_i16(v));
+                let f = v.map(|v| S::half_sums_i16([v; 4]));
+                let v = v.map(S::add_neighbours);
                 let one = S::add_neighbours(S::dot_pairs(
                     S::splat_byte(1),
                     S::load_bytes_twice(self.weights.as_ptr().cast()),
                 ));
                 S::store(sums.as_mut_ptr(), S::sums_i32([v[0], v[1], v[2], v[3], one, one, v[0], v[1]]));
-                let f = [v[0], v[1], v[2], v[3]].map(|v| S::half_sums_i32([v; 4]));
                 S::store_rounded_i8(rounded.as_mut_ptr(), f.map(|x| S::mul(x, S::splat(1.0 / 512.0))));
             }
             (halves, sums, rounded)
@@ -308,17 +347,17 @@ mod tests {
         }
     }
 
-    struct Pairs {
+    struct Bytes {
         bytes: [u8; 64],
-        weights: [f32; 8],
+        weights: [f32; 32],
     }
 
-    impl Kernel for Pairs {
-        type Output = ([u8; 96], [u64; 8], [f32; 16]);
+    impl Kernel for Bytes {
+        type Output = ([u8; 96], [u8; 64], [f32; 16]);
 
         #[inline(always)]
         fn run<S: Simd>(self) -> Self::Output {
-            let (mut mixed, mut pairs, mut joined) = ([0; 96], [0; 8], [0.0; 16]);
+            let (mut mixed, mut stored, mut wide) = ([0; 96], [0; 64], [0.0; 16]);
             // SAFETY: every pointer is to as many elements as the method reads or writes.
             unsafe {
                 let (a, b) = (S::load_bytes(self.bytes.as_ptr()), S::load_bytes(self.bytes[32..].as_ptr()));
@@ -326,37 +365,35 @@ mod tests {
                 S::store_bytes(mixed.as_mut_ptr(), first);
                 S::store_bytes(mixed[32..].as_mut_ptr(), last);
                 S::store_bytes(mixed[64..].as_mut_ptr(), S::interleave_halves(a));
-                S::store_byte_pairs(pairs.as_mut_ptr(), pairs[4..].as_mut_ptr(), S::load(self.weights.as_ptr()));
-                let high = S::load_four_bytes(pairs.as_ptr().cast());
-                let [x, y] = S::join_u16(high, a);
-                S::store(joined.as_mut_ptr(), x);
-                S::store(joined[8..].as_mut_ptr(), y);
+                let mut rounded = [S::splat(0.0); 4];
+                for i in 0..4 {
+                    rounded[i] = S::round(S::load(self.weights[8 * i..].as_ptr()));
+                }
+                S::store_u8(stored.as_mut_ptr(), rounded);
+                S::store_bytes(stored[32..].as_mut_ptr(), S::load_two_bytes(self.bytes[3..].as_ptr()));
+                let [x, y] = S::widen_u16(a);
+                S::store(wide.as_mut_ptr(), x);
+                S::store(wide[8..].as_mut_ptr(), y);
             }
-            (mixed, pairs, joined)
+            (mixed, stored, wide)
         }
     }
 
     #[test]
     fn byte_methods_do_what_they_say() {
         let bytes: [u8; 64] = std::array::from_fn(|i| (i * 37 + 11) as u8);
-        let weights = [0.0, 1.0, 255.0, 256.4, 65535.0, 0x1234 as f32, 0xfffe as f32 + 0.4, 300.0];
+        let weights: [f32; 32] = std::array::from_fn(|i| [0.0, 0.5, 1.5, 254.6, 255.0][i % 5]);
         let (a, b) = (&bytes[..32], &bytes[32..]);
         for isa in [Isa::Portable, Isa::detect()] {
-            let (mixed, pairs, joined) = isa.run(Pairs { bytes, weights });
+            let (mixed, stored, wide) = isa.run(Bytes { bytes, weights });
             for i in 0..32 {
                 let from = |start: usize| if i % 2 == 0 { a } else { b }[i / 16 * 16 + start + i % 16 / 2];
                 assert_eq!([mixed[i], mixed[32 + i]], [from(0), from(8)]);
                 assert_eq!(mixed[64 + i], a[i / 2 + 16 * (i % 2)]);
-            }
-            for pair in 0..4 {
-                let w = [weights[2 * pair].round() as u16, weights[2 * pair + 1].round() as u16].map(u16::to_le_bytes);
-                assert_eq!((pairs[pair] as u32).to_le_bytes(), [w[0][1], w[1][1], w[0][1], w[1][1]]);
-                assert_eq!((pairs[4 + pair] as u32).to_le_bytes(), [w[0][0], w[1][0], w[0][0], w[1][0]]);
+                assert_eq!([stored[i], stored[32 + i]], [weights[i].round_ties_even() as u8, bytes[3 + i % 2]]);
             }
             for i in 0..16 {
-                let high = u16::from_le_bytes([weights[0] as u8, 0]);
-                let low = u16::from_le_bytes([a[2 * i], a[2 * i + 1]]);
-                assert_eq!(joined[i], 256.0 * f32::from(high) + f32::from(low));
+                assert_eq!(wide[i], f32::from(u16::from_le_bytes([a[2 * i], a[2 * i + 1]])));
             }
         }
     }

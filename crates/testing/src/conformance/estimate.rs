@@ -15,7 +15,7 @@ struct Items {
     value_sums: Vec<Vec<f32>>,
     /// Tokens of an item.
     count: usize,
-    /// Six standard deviations of what rounding a group's weights to 16 bits adds to an output.
+    /// Six standard deviations of what rounding a group's weights to 8 bits adds to an output.
     rounding: f64,
 }
 
@@ -124,7 +124,7 @@ fn items(rig: &Rig, lane: &RigLane, h: usize, head: usize) -> Items {
     Items { logits, value_sums: tokens.iter().map(value).collect(), count: 1, rounding }
 }
 
-/// Per group of 48 tokens (and split), weights a = 0.996 p dev are rounded to multiples of the largest over 65,535:
+/// Per group of 48 tokens (and split), weights a = 0.996 p dev are rounded to multiples of the largest over 255:
 /// each is off by that over sqrt(12), times a level (code - 1.5) of 1.12 (root mean square).
 fn rounding_deviation(tokens: &[usize], logits: &[f32], deviations: &[f32]) -> f64 {
     let most = logits.iter().copied().fold(f32::MIN, f32::max);
@@ -134,6 +134,6 @@ fn rounding_deviation(tokens: &[usize], logits: &[f32], deviations: &[f32]) -> f
         let (largest, count) = groups.entry((token / 48, token / 8192)).or_default();
         (*largest, *count) = (largest.max(0.996 * p * f64::from(*deviation)), *count + 1.0);
     }
-    let variance: f64 = groups.values().map(|(a, count)| count * (a / 65535.0).powi(2) * 1.25 / 12.0).sum();
+    let variance: f64 = groups.values().map(|(a, count)| count * (a / 255.0).powi(2) * 1.25 / 12.0).sum();
     variance.sqrt() / p.iter().sum::<f64>()
 }

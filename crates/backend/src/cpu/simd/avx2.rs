@@ -173,6 +173,30 @@ impl Simd for Avx2 {
     type I = __m256i;
 
     #[inline(always)]
+    fn weight(x: __m256) -> __m256 {
+        // SAFETY: see the impl.
+        unsafe {
+            let x = _mm256_max_ps(x, _mm256_set1_ps(WEIGHT_LEAST));
+            let rounded = _mm256_fmadd_ps(x, _mm256_set1_ps(LOG2_E), _mm256_set1_ps(ROUND));
+            let n = _mm256_sub_ps(rounded, _mm256_set1_ps(ROUND));
+            let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(std::f32::consts::LN_2), x);
+            let mut p = _mm256_set1_ps(WEIGHT_C[0]);
+            for c in &WEIGHT_C[1..] {
+                p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(*c));
+            }
+            // n joins the exponent; what else `rounded` has lies above bit 8.
+            let n = _mm256_slli_epi32(_mm256_castps_si256(rounded), 23);
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), n))
+        }
+    }
+
+    #[inline(always)]
+    fn abs(v: __m256) -> __m256 {
+        // SAFETY: see the impl.
+        unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), v) }
+    }
+
+    #[inline(always)]
     fn ln(x: __m256) -> __m256 {
         // SAFETY: see the impl.
         unsafe {
@@ -253,12 +277,16 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn half_sums_i32(v: [__m256i; 4]) -> __m256 {
+    fn half_sums_i16(v: [__m256i; 4]) -> __m256 {
         // SAFETY: see the impl.
         unsafe {
-            let s = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+            // Packing keeps every sum: they fit.
+            let ones = _mm256_set1_epi16(1);
+            let a = _mm256_packs_epi32(_mm256_madd_epi16(v[0], ones), _mm256_madd_epi16(v[1], ones));
+            let b = _mm256_packs_epi32(_mm256_madd_epi16(v[2], ones), _mm256_madd_epi16(v[3], ones));
+            let s = _mm256_packs_epi32(_mm256_madd_epi16(a, ones), _mm256_madd_epi16(b, ones));
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-            _mm256_cvtepi32_ps(_mm256_permutevar8x32_epi32(s, order))
+            _mm256_cvtepi32_ps(_mm256_permutevar8x32_epi32(_mm256_madd_epi16(s, ones), order))
         }
     }
 
@@ -291,9 +319,9 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_four_bytes(p: *const u32) -> __m256i {
+    unsafe fn load_two_bytes(p: *const u8) -> __m256i {
         // SAFETY: see the impl.
-        unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
+        unsafe { _mm256_set1_epi16(p.cast::<i16>().read_unaligned()) }
     }
 
     #[inline(always)]
@@ -316,30 +344,28 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn store_byte_pairs(high: *mut u64, low: *mut u64, v: __m256) {
+    fn round(v: __m256) -> __m256 {
+        // SAFETY: see the impl.
+        unsafe { _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_u8(p: *mut u8, v: [__m256; 4]) {
         // SAFETY: see the impl.
         unsafe {
-            let v = _mm256_cvtps_epi32(v);
-            let h = _mm256_srli_epi32(v, 8);
-            let l = _mm256_and_si256(v, _mm256_set1_epi32(0xff));
-            // Per 64 bits: the even one in byte 0, the odd one from byte 4 to byte 1; then both again in bytes 2, 3.
-            let h = _mm256_or_si256(h, _mm256_srli_epi64(h, 24));
-            let l = _mm256_or_si256(l, _mm256_srli_epi64(l, 24));
-            let mask = _mm256_set1_epi64x(0xffff);
-            let (h, l) = (_mm256_and_si256(h, mask), _mm256_and_si256(l, mask));
-            _mm256_storeu_si256(high.cast(), _mm256_or_si256(h, _mm256_slli_epi64(h, 16)));
-            _mm256_storeu_si256(low.cast(), _mm256_or_si256(l, _mm256_slli_epi64(l, 16)));
+            let a = _mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));
+            let b = _mm256_packs_epi32(_mm256_cvtps_epi32(v[2]), _mm256_cvtps_epi32(v[3]));
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            _mm256_storeu_si256(p.cast(), _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order));
         }
     }
 
     #[inline(always)]
-    fn join_u16(high: __m256i, low: __m256i) -> [__m256; 2] {
+    fn widen_u16(v: __m256i) -> [__m256; 2] {
         // SAFETY: see the impl.
         unsafe {
-            let h = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(high)), 8);
-            let first = _mm256_add_epi32(h, _mm256_cvtepu16_epi32(_mm256_castsi256_si128(low)));
-            let h = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm256_extracti128_si256(high, 1)), 8);
-            let last = _mm256_add_epi32(h, _mm256_cvtepu16_epi32(_mm256_extracti128_si256(low, 1)));
+            let first = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(v));
+            let last = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(v, 1));
             [_mm256_cvtepi32_ps(first), _mm256_cvtepi32_ps(last)]
         }
     }

@@ -103,6 +103,16 @@ impl Simd for Portable {
     type I = [u8; 32];
 
     #[inline(always)]
+    fn weight(x: [f32; 8]) -> [f32; 8] {
+        x.map(weight)
+    }
+
+    #[inline(always)]
+    fn abs(v: [f32; 8]) -> [f32; 8] {
+        v.map(f32::abs)
+    }
+
+    #[inline(always)]
     fn ln(x: [f32; 8]) -> [f32; 8] {
         x.map(ln)
     }
@@ -154,9 +164,9 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn half_sums_i32(v: [[u8; 32]; 4]) -> [f32; 8] {
-        let v = v.map(to_i32);
-        std::array::from_fn(|i| v[i / 2][4 * (i % 2)..][..4].iter().sum::<i32>() as f32)
+    fn half_sums_i16(v: [[u8; 32]; 4]) -> [f32; 8] {
+        let v = v.map(to_i16);
+        std::array::from_fn(|i| f32::from(v[i / 2][8 * (i % 2)..][..8].iter().sum::<i16>()))
     }
 
     #[inline(always)]
@@ -178,10 +188,10 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load_four_bytes(p: *const u32) -> [u8; 32] {
-        // SAFETY: four bytes are in bounds, by the trait's contract.
-        let x = unsafe { p.read_unaligned() }.to_le_bytes();
-        std::array::from_fn(|i| x[i % 4])
+    unsafe fn load_two_bytes(p: *const u8) -> [u8; 32] {
+        // SAFETY: two bytes are in bounds, by the trait's contract.
+        let x = unsafe { p.cast::<[u8; 2]>().read_unaligned() };
+        std::array::from_fn(|i| x[i % 2])
     }
 
     #[inline(always)]
@@ -196,22 +206,21 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn store_byte_pairs(high: *mut u64, low: *mut u64, v: [f32; 8]) {
-        let v = v.map(|x| x.round_ties_even() as u32);
-        for pair in 0..4 {
-            let (a, b) = (v[2 * pair], v[2 * pair + 1]);
-            // SAFETY: four u64 of each are in bounds, by the trait's contract.
-            unsafe {
-                high.add(pair).write_unaligned(u64::from((a >> 8 | b >> 8 << 8) * 0x1_0001));
-                low.add(pair).write_unaligned(u64::from((a & 255 | (b & 255) << 8) * 0x1_0001));
-            }
-        }
+    fn round(v: [f32; 8]) -> [f32; 8] {
+        // Adding and taking away 1.5 * 2^23 rounds to the nearest integer.
+        v.map(|x| x + 12_582_912.0 - 12_582_912.0)
     }
 
     #[inline(always)]
-    fn join_u16(high: [u8; 32], low: [u8; 32]) -> [[f32; 8]; 2] {
-        let (high, low) = (to_i16(high), to_i16(low));
-        let at = |i: usize| (256 * u32::from(high[i] as u16) + u32::from(low[i] as u16)) as f32;
+    unsafe fn store_u8(p: *mut u8, v: [[f32; 8]; 4]) {
+        let bytes: [u8; 32] = std::array::from_fn(|i| v[i / 8][i % 8] as u8);
+        // SAFETY: 32 bytes are in bounds, by the trait's contract.
+        unsafe { p.cast::<[u8; 32]>().write_unaligned(bytes) }
+    }
+
+    #[inline(always)]
+    fn widen_u16(v: [u8; 32]) -> [[f32; 8]; 2] {
+        let at = |i: usize| f32::from(u16::from_le_bytes([v[2 * i], v[2 * i + 1]]));
         [std::array::from_fn(at), std::array::from_fn(|i| at(i + 8))]
     }
 
@@ -254,6 +263,22 @@ fn ln(x: f32) -> f32 {
     }
     let y = f * z * p + e * LN2_LOW - 0.5 * z;
     e * LN2_HIGH + (f + y)
+}
+
+/// The same polynomial as the AVX2 form; the reduction in two steps, because nothing is fused.
+#[inline(always)]
+fn weight(x: f32) -> f32 {
+    use super::exp_constants::*;
+    let x = if x > WEIGHT_LEAST { x } else { WEIGHT_LEAST };
+    let rounded = x * LOG2_E + ROUND;
+    let n = rounded - ROUND;
+    let r = x - n * LN2_HIGH - n * LN2_LOW;
+    let mut p = WEIGHT_C[0];
+    for c in &WEIGHT_C[1..] {
+        p = p * r + c;
+    }
+    // n joins the exponent; what else `rounded` has lies above bit 8.
+    f32::from_bits(p.to_bits().wrapping_add(rounded.to_bits() << 23))
 }
 
 /// The same polynomial and reduction as the AVX2 form.
