@@ -53,7 +53,7 @@ struct Scratch {
     sums: Vec<f32>,
     /// `[heads]`
     totals: Vec<Totals>,
-    /// `[groups of a block][heads]`
+    /// `[heads][groups of a block]`
     weights: Vec<Weights>,
     /// `[48][padded row]`: a group's rows, where they need padding.
     rows: Vec<u8>,
@@ -145,7 +145,9 @@ impl Kernel for Split<'_> {
         }
         for block in (0..self.groups).step_by(BLOCK_GROUPS) {
             let block = block..self.groups.min(block + BLOCK_GROUPS);
-            self.weigh_block::<S>(block.clone());
+            for h in 0..self.part.rows().len() {
+                self.weigh_block::<S>(block.clone(), h);
+            }
             for g in block.clone() {
                 self.add_group::<S>(g, g - block.start);
             }
@@ -166,21 +168,35 @@ impl<'a> Split<'a> {
         self.part.rt.frame(row, self.part.layer, self.part.head)
     }
 
-    /// Makes the weights of a block's groups.
+    /// Makes the weights of a block's groups for one head, and adds the groups to the head's totals: step by step for
+    /// all of them, so that chains of dependent operations overlap.
     #[inline(always)]
-    fn weigh_block<S: Simd>(&mut self, block: Range<usize>) {
-        let (heads, first_row) = (self.part.rows().len(), self.part.rows().start);
+    fn weigh_block<S: Simd>(&mut self, block: Range<usize>, h: usize) {
+        let logits = self.logits(self.part.rows().start + h);
+        let mut most = [S::splat(0.0); BLOCK_GROUPS];
+        let mut a = [[[0.0; PAGE_TOKENS]; GROUP_PAGES]; BLOCK_GROUPS];
         for (n, g) in block.enumerate() {
-            let statistics = &self.frame(g)[self.layout.value_statistics() / 2..][..2 * SKETCH_TOKENS];
-            for h in 0..heads {
-                let logits = &self.logits(first_row + h)[g * SKETCH_TOKENS..(g + 1) * SKETCH_TOKENS];
-                let Scratch { included, most, totals, weights, .. } = &mut *self.scratch;
-                let (totals, weights) = (&mut totals[h], &mut weights[n * heads + h]);
-                weights.unit = 0.0;
-                if included[g] != 0 && most[h * self.groups + g] >= totals.largest - NEGLIGIBLE {
-                    weigh::<S>(statistics, included[g], logits, totals, weights);
-                }
+            let frame = self.frame(g);
+            let Scratch { included, most: largest_of, totals, .. } = &mut *self.scratch;
+            if included[g] != 0 && largest_of[h * self.groups + g] >= totals[h].largest - NEGLIGIBLE {
+                let statistics = &frame[self.layout.value_statistics() / 2..][..2 * SKETCH_TOKENS];
+                let logits = &logits[g * SKETCH_TOKENS..(g + 1) * SKETCH_TOKENS];
+                most[n] = weigh::<S>(statistics, included[g], logits, &mut totals[h], &mut a[n]);
             }
+        }
+        let mut largest = [0.0; BLOCK_GROUPS];
+        // SAFETY: eight lanes.
+        unsafe { S::store(largest.as_mut_ptr(), S::maxes(most)) };
+        let weights = &mut self.scratch.weights[h * BLOCK_GROUPS..(h + 1) * BLOCK_GROUPS];
+        let mut inverse = [0.0; BLOCK_GROUPS];
+        for n in 0..BLOCK_GROUPS {
+            let some = largest[n] >= 1e-30;
+            inverse[n] = if some { 255.0 / largest[n] } else { 0.0 };
+            weights[n].unit = if some { largest[n] / 255.0 } else { 0.0 };
+        }
+        let totals = &mut self.scratch.totals[h];
+        for n in 0..BLOCK_GROUPS {
+            round_weights::<S>(&a[n], inverse[n], &mut weights[n], &mut totals.weight);
         }
     }
 
@@ -192,18 +208,23 @@ impl<'a> Split<'a> {
         for line in bytes(self.frame(g + BLOCK_GROUPS))[codes..end + 4 * SKETCH_TOKENS].chunks(64) {
             S::prefetch(line.as_ptr());
         }
-        let mut rows = &bytes(self.frame(g))[codes..end];
+        let frame_rows = &bytes(self.frame(g))[codes..end];
+        let Scratch { weights, sums, rows: padded, .. } = &mut *self.scratch;
+        let mut rows = frame_rows;
         if self.width != self.layout.row_bytes() {
-            pad_rows(rows, self.width, &mut self.scratch.rows);
-            rows = &self.scratch.rows[..];
+            pad_rows(rows, self.width, padded);
+            rows = &padded[..];
         }
-        let weights = self.scratch.weights[n * heads..(n + 1) * heads].chunks(2);
-        for (weights, sums) in weights.zip(self.scratch.sums.chunks_mut(2 * 4 * self.width)) {
+        let of_head = |h: usize| &weights[h * BLOCK_GROUPS + n];
+        for (pair, sums) in sums.chunks_mut(2 * 4 * self.width).enumerate() {
             // Of two heads one may have no weights: its unit is zero.
-            match weights {
-                [a, b] if a.unit != 0.0 || b.unit != 0.0 => add_codes::<S, 2>(rows, [a, b], sums),
-                [a] if a.unit != 0.0 => add_codes::<S, 1>(rows, [a], sums),
-                _ => (),
+            let a = of_head(2 * pair);
+            if 2 * pair + 1 == heads {
+                if a.unit != 0.0 {
+                    add_codes::<S, 1>(rows, [a], sums);
+                }
+            } else if a.unit != 0.0 || of_head(2 * pair + 1).unit != 0.0 {
+                add_codes::<S, 2>(rows, [a, of_head(2 * pair + 1)], sums);
             }
         }
     }
@@ -233,13 +254,18 @@ fn largest_logits<S: Simd>(logits: &[f32], included: &[u8], most: &mut Vec<f32>)
     S::largest(all)
 }
 
-/// Makes one head's weights of one group (`unit` is zero before), and adds the group to the head's totals.
+/// Adds a group to one head's totals; writes its weights a by page; returns the largest of each lane.
 #[inline(always)]
-fn weigh<S: Simd>(statistics: &[u16], included: u8, logits: &[f32], totals: &mut Totals, weights: &mut Weights) {
+fn weigh<S: Simd>(
+    statistics: &[u16],
+    included: u8,
+    logits: &[f32],
+    totals: &mut Totals,
+    a: &mut [[f32; PAGE_TOKENS]; GROUP_PAGES],
+) -> S::F {
     assert!(logits.len() == SKETCH_TOKENS && statistics.len() == 2 * SKETCH_TOKENS);
-    let (zero, largest) = (S::splat(0.0), S::splat(totals.largest));
-    let (mut a, mut most) = ([zero; 8], zero);
-    // SAFETY: eight logits and pairs of statistics a page, totals of eight, 64 bytes of weights.
+    let (largest, threshold, mut most) = (S::splat(totals.largest), S::splat(THRESHOLD), S::splat(0.0));
+    // SAFETY: eight logits, pairs of statistics and weights a page, totals of eight.
     unsafe {
         let (mut p_sum, mut mean_sum) = (S::load(totals.p.as_ptr()), S::load(totals.p_mean.as_ptr()));
         for page in 0..GROUP_PAGES {
@@ -249,27 +275,37 @@ fn weigh<S: Simd>(statistics: &[u16], included: u8, logits: &[f32], totals: &mut
                 let p = S::weight(S::sub(S::load(logits.as_ptr().add(at)), largest));
                 p_sum = S::add(p_sum, p);
                 mean_sum = S::fma(p, mean, mean_sum);
-                a[page] = S::mul(p, S::mul(deviation, S::splat(THRESHOLD)));
-                most = S::max(a[page], most);
+                let weight = S::mul(p, S::mul(deviation, threshold));
+                S::store(a[page].as_mut_ptr(), weight);
+                most = S::max(weight, most);
             }
         }
         S::store(totals.p.as_mut_ptr(), p_sum);
         S::store(totals.p_mean.as_mut_ptr(), mean_sum);
-        let most = S::largest(most);
-        if most < 1e-30 {
-            return;
-        }
-        weights.unit = most / 255.0;
-        let (inverse, mut sum) = (S::splat(255.0 / most), zero);
+    }
+    most
+}
+
+/// Rounds a group's weights to 8 bits, and adds them to `total`.
+#[inline(always)]
+fn round_weights<S: Simd>(
+    a: &[[f32; PAGE_TOKENS]; GROUP_PAGES],
+    inverse: f32,
+    weights: &mut Weights,
+    total: &mut [f32; 8],
+) {
+    let (inverse, zero) = (S::splat(inverse), S::splat(0.0));
+    let (mut a8, mut sum) = ([zero; 8], zero);
+    // SAFETY: eight weights a page, a total of eight, 64 bytes of weights.
+    unsafe {
         for page in 0..GROUP_PAGES {
-            a[page] = S::round(S::mul(a[page], inverse));
-            sum = S::add(sum, a[page]);
+            a8[page] = S::round(S::mul(S::load(a[page].as_ptr()), inverse));
+            sum = S::add(sum, a8[page]);
         }
         let out = weights.bytes.as_mut_ptr();
-        S::store_u8(out, [a[0], a[1], a[2], a[3]]);
-        S::store_u8(out.add(32), [a[4], a[5], a[6], a[7]]);
-        let total = totals.weight.as_mut_ptr();
-        S::store(total, S::fma(sum, S::splat(weights.unit), S::load(total)));
+        S::store_u8(out, [a8[0], a8[1], a8[2], a8[3]]);
+        S::store_u8(out.add(32), [a8[4], a8[5], a8[6], a8[7]]);
+        S::store(total.as_mut_ptr(), S::fma(sum, S::splat(weights.unit), S::load(total.as_ptr())));
     }
 }
 
