@@ -76,11 +76,13 @@ struct Scratch {
     frames: Vec<u16>,
     /// `[groups][heads of a chunk][4][padded row]`
     w8: Vec<i8>,
+    /// The same before rounding.
+    w: Vec<f32>,
 }
 
 impl Scratch {
     const fn new() -> Self {
-        Scratch { frames: Vec::new(), w8: Vec::new() }
+        Scratch { frames: Vec::new(), w8: Vec::new(), w: Vec::new() }
     }
 }
 
@@ -104,8 +106,9 @@ impl Kernel for Task<'_> {
         let layout = SketchFrame { head_dim: rt.shape.geometry.head_dim };
         let padded = SketchFrame { head_dim: 4 * padded_row_bytes(layout.head_dim) };
         let first_row = self.i * rt.shape.q_heads + self.head * group;
-        let Scratch { frames: padded_frames, w8 } = self.scratch;
+        let Scratch { frames: padded_frames, w8, w } = self.scratch;
         w8.resize(BLOCK_GROUPS * 4 * WIDTH_MOST, 0);
+        w.resize(BLOCK_GROUPS * 4 * WIDTH_MOST, 0.0);
         let mut ahead = block_frames(rt, self.lane, self.layer, self.head, self.groups.start, &self.groups);
         for frame in ahead {
             prefetch_keys::<S>(frame, layout);
@@ -127,9 +130,9 @@ impl Kernel for Task<'_> {
             while h < group {
                 let block = Block { rt, row: first_row + h, groups: groups.clone(), frames, padded, layout, ahead };
                 h += match group - h {
-                    1 => block.score::<S, 1>(w8),
-                    2 | 3 => block.score::<S, 2>(w8),
-                    _ => block.score::<S, 4>(w8),
+                    1 => block.score::<S, 1>(w8, w),
+                    2 | 3 => block.score::<S, 2>(w8, w),
+                    _ => block.score::<S, 4>(w8, w),
                 };
             }
         }
@@ -242,10 +245,10 @@ struct Scales {
 impl Block<'_> {
     /// Writes the token logits and page scores of `H` heads; returns `H`.
     #[inline(always)]
-    fn score<S: Simd, const H: usize>(self, w8: &mut [i8]) -> usize {
+    fn score<S: Simd, const H: usize>(self, w8: &mut [i8], w: &mut [f32]) -> usize {
         let (work, width) = (&self.rt.work, self.padded.head_dim);
         let q = &work.rotated_q.all()[self.row * work.rotated_stride..(self.row + H) * work.rotated_stride];
-        let scales = self.quantise::<S, H>(q, w8);
+        let scales = self.quantise::<S, H>(q, w8, w);
         assert!(w8.len() >= BLOCK_GROUPS * H * width);
         for (n, g) in self.groups.clone().enumerate() {
             prefetch_keys::<S>(self.ahead[n], self.layout);
@@ -290,9 +293,10 @@ impl Block<'_> {
 
     /// Writes `w8` `[groups][H][4][padded row]`.
     #[inline(always)]
-    fn quantise<S: Simd, const H: usize>(&self, q: &[f32], w8: &mut [i8]) -> [Scales; H] {
+    fn quantise<S: Simd, const H: usize>(&self, q: &[f32], w8: &mut [i8], w: &mut [f32]) -> [Scales; H] {
         let (width, deviations) = (self.padded.head_dim, self.padded.deviations() / 2);
         assert!(width.is_multiple_of(32) && q.len() == H * width && w8.len() >= BLOCK_GROUPS * H * width);
+        assert!(w.len() >= BLOCK_GROUPS * H * width);
         assert!(self.frames.iter().all(|frame| frame.len() >= 2 * width) && deviations == width);
         let zero = S::splat(0.0);
         let (mut most, mut dot) = ([[zero; BLOCK_GROUPS]; H], [[zero; BLOCK_GROUPS]; H]);
@@ -310,7 +314,9 @@ impl Block<'_> {
                     let (mean, deviation) = (S::load_bf16(frame.add(c)), S::load_bf16(frame.add(deviations + c)));
                     for h in 0..H {
                         let q = S::load(q.add(h * width + c));
-                        group_most[h] = S::max(group_most[h], S::abs(S::mul(q, deviation)));
+                        let product = S::mul(q, deviation);
+                        S::store(w.as_mut_ptr().add((n * H + h) * width + c), product);
+                        group_most[h] = S::max(group_most[h], S::abs(product));
                         group_dot[h] = S::fma(q, mean, group_dot[h]);
                     }
                 }
@@ -329,18 +335,16 @@ impl Block<'_> {
             }
             let mut sums = [[S::splat_byte(0); BLOCK_GROUPS]; H];
             for n in 0..BLOCK_GROUPS {
-                let frame = self.frames[n].as_ptr().add(deviations);
                 let mut sum = [S::splat_byte(0); H];
-                for c in (0..width).step_by(32) {
-                    for h in 0..H {
-                        let (mut w, inverse) = ([zero; 4], S::splat(inverse[h][n]));
+                for h in 0..H {
+                    let (first, inverse) = ((n * H + h) * width, S::splat(inverse[h][n]));
+                    for c in (first..first + width).step_by(32) {
+                        let (w, mut scaled) = (w.as_ptr().add(c), [zero; 4]);
                         for k in 0..4 {
-                            let at = c + 8 * k;
-                            let product = S::mul(S::load(q.add(h * width + at)), S::load_bf16(frame.add(at)));
-                            w[k] = S::mul(product, inverse);
+                            scaled[k] = S::mul(S::load(w.add(8 * k)), inverse);
                         }
-                        let w8 = w8.as_mut_ptr().add((n * H + h) * width + c);
-                        S::store_rounded_i8(w8, w);
+                        let w8 = w8.as_mut_ptr().add(c);
+                        S::store_rounded_i8(w8, scaled);
                         sum[h] = S::add_i16(sum[h], S::dot_pairs(S::splat_byte(1), S::load_bytes(w8.cast())));
                     }
                 }
