@@ -284,7 +284,7 @@ impl Block<'_> {
             // SAFETY: this task alone writes these scores, and it has written these logits.
             unsafe {
                 let (logits, scores) =
-                    (work.token_logits.part(tokens), work.page_scores.part(at + pages.start..at + pages.end));
+                    (work.token_logits.slice(tokens), work.page_scores.part(at + pages.start..at + pages.end));
                 page_scores::<S>(logits, scores);
             }
         }

@@ -120,7 +120,7 @@ pub trait Simd: Copy {
     /// 32 bytes, or 16 i16, or 8 i32.
     type I: Copy;
 
-    /// `e^x` for x <= 0, within 4e-7 of itself; `e^-86` for x < -86. Cheaper than [`Simd::exp`].
+    /// `e^x` for x <= 0, within 5e-7 of itself; `e^-86` for x < -86. Cheaper than [`Simd::exp`].
     fn weight(x: Self::F) -> Self::F;
     /// Magnitudes.
     fn abs(v: Self::F) -> Self::F;
@@ -148,7 +148,8 @@ pub trait Simd: Copy {
     fn add_i16(a: Self::I, b: Self::I) -> Self::I;
     /// Eight i32: neighbouring i16 added.
     fn add_neighbours(a: Self::I) -> Self::I;
-    /// Lane `2i` is the sum of the first eight i16 of `v[i]`, lane `2i + 1` that of its last eight. They and their parts fit i16.
+    /// Lane `2i` is the sum of the first eight i16 of `v[i]`, lane `2i + 1` that of its last eight. They must fit i16,
+    /// and so must the sums of some of their elements.
     fn half_sums_i16(v: [Self::I; 4]) -> Self::F;
     /// Lane `i` is the sum of the i32 of `v[i]`.
     fn sums_i32(v: [Self::I; 8]) -> Self::F;
@@ -251,14 +252,14 @@ mod tests {
     }
 
     #[test]
-    fn weight_is_within_4e_7_of_itself() {
+    fn weight_is_within_5e_7_of_itself() {
         for isa in [Isa::Portable, Isa::detect()] {
             for i in 0..20_000 {
                 let lanes: [f32; 8] = std::array::from_fn(|j| -0.000_55 * (8 * i + j) as f32);
                 for (x, y) in lanes.into_iter().zip(isa.run(Weight(lanes))) {
                     let exact = f64::from(x.max(-86.0)).exp();
                     let error = (f64::from(y) - exact).abs() / exact;
-                    assert!(error <= 4e-7, "{}: weight({x}) = {y}, off by {error:e}", isa.name());
+                    assert!(error <= 5e-7, "{}: weight({x}) = {y}, off by {error:e}", isa.name());
                 }
             }
         }
