@@ -23,8 +23,12 @@ use kv::selection::Selected;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Groups of one task: whole eights of pages.
-const TASK_GROUPS: usize = 32;
+/// Fewest and most groups of one task, whole blocks of them: a task begins with frames that nobody has asked for, so
+/// tasks are as long as `TASKS_PER_THREAD` allows.
+const TASK_GROUPS: (usize, usize) = (32, 128);
+
+/// Tasks for each thread, at least, where there are enough groups.
+const TASKS_PER_THREAD: usize = 4;
 
 /// Groups whose queries are quantised side by side, so that chains of dependent operations overlap; frames are asked
 /// for one block ahead: they lie a row apart, where no hardware prefetcher looks.
@@ -57,10 +61,12 @@ pub(super) fn score_codes(rt: &CpuRuntime, algorithm: AlgorithmId, layer: usize,
         };
         assert!(pages.is_multiple_of(GROUP_PAGES), "the sketch indexes whole groups");
         let groups = pages / GROUP_PAGES;
-        let tasks = groups.div_ceil(TASK_GROUPS);
+        let share = groups * heads / (rt.threads.count() * TASKS_PER_THREAD);
+        let task_groups = share.clamp(TASK_GROUPS.0, TASK_GROUPS.1).next_multiple_of(BLOCK_GROUPS);
+        let tasks = groups.div_ceil(task_groups);
         rt.threads.each(tasks * heads, groups * q_heads * SKETCH_TOKENS * 8, |task| {
-            let (head, first) = (task / tasks, task % tasks * TASK_GROUPS);
-            let groups = first..groups.min(first + TASK_GROUPS);
+            let (head, first) = (task / tasks, task % tasks * task_groups);
+            let groups = first..groups.min(first + task_groups);
             SCRATCH.with_borrow_mut(|scratch| rt.isa.run(Task { rt, lane, i, layer, head, groups, scratch }));
         });
     }
