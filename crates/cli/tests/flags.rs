@@ -37,11 +37,10 @@ fn bad_flags_are_refused_by_name() {
     check(&run(&["--decode-share", "1"]), "--decode-share 1 leaves no time");
     check(&run(&["--attention", "sketch", "--window-tokens", "3"]), "--window-tokens 3 is too small");
     check(&run(&["--temperature", "-1"]), "--temperature");
-    check(&run(&["--temperature", "1e-39"]), "temperature");
     check(&run(&["--temperature", "nan"]), "temperature");
     check(&run(&["--top-p", "0"]), "--top-p");
-    check(&run(&["--presence-penalty", "nan"]), "presence");
-    check(&run(&["--repetition-penalty", "inf"]), "repetition");
+    check(&run(&["--presence-penalty", "nan"]), "presence_penalty is NaN");
+    check(&run(&["--repetition-penalty", "inf"]), "repetition_penalty is inf");
     check(&run(&["--logit-bias", "999999:1"]), "999999");
     check(&run(&["--logit-bias", "5:inf", "--temperature", "1"]), "bias");
     check(&run(&["--logit-bias", "5"]), "ID:BIAS");

@@ -144,10 +144,10 @@ impl Letter {
             Notice::Prefill { done, total, .. } => Event::Prefill { done, total },
             Notice::Refused { refusal, .. } => Event::Refused(Box::new(refusal)),
             Notice::Held { choice, sequence, tokens, .. } => Event::Held { choice, sequence, tokens },
-            Notice::Token { sequence, choice, output, is_stop, .. } => {
+            Notice::Token { sequence, choice, output, .. } => {
                 let of = &mut self.choices[choice as usize];
                 let stopped = of.stopped;
-                let text = of.push(output.token, is_stop);
+                let text = of.push(output.token);
                 if stopped {
                     return None;
                 }
@@ -188,9 +188,10 @@ impl Letter {
 }
 
 impl Choice {
-    fn push(&mut self, token: TokenId, is_stop: bool) -> String {
+    /// A token that ends the completion is text like any other, unless it is special: then the vocabulary has none.
+    fn push(&mut self, token: TokenId) -> String {
         self.tokens += 1;
-        if is_stop || self.stopped {
+        if self.stopped {
             return String::new();
         }
         let Some(text) = &mut self.text else { return String::new() };

@@ -56,8 +56,6 @@ pub enum Notice {
         choice: u32,
         /// What came out.
         output: Output,
-        /// Whether it ends the completion and is no text.
-        is_stop: bool,
     },
     /// A finished sequence keeps its rows.
     Held {
@@ -213,7 +211,7 @@ impl Scheduler {
             let is_stop = !is_forced && request.is_stop(output.token);
             sequence.tokens.push(output.token);
             self.totals.decode_tokens += 1;
-            notices.push(Notice::Token { request: owner, sequence: id, choice, output, is_stop });
+            notices.push(Notice::Token { request: owner, sequence: id, choice, output });
             if is_stop {
                 return self.finish(id, FinishReason::Stop, notices);
             }
