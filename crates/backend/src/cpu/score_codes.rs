@@ -78,7 +78,7 @@ thread_local! {
 
 /// Room for one block.
 struct Scratch {
-    /// Frames of heads whose quarters need no padding: see [`pad_frame`].
+    /// Padded key halves, where quarters need padding: see [`pad_frame`].
     frames: Vec<u16>,
     /// `[groups][heads of a chunk][4][padded row]`
     w8: Vec<i8>,
