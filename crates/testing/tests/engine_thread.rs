@@ -1,6 +1,6 @@
 //! The engine with its thread: what callers in other threads see.
 
-use engine::{AbortReason, Engine, Event, FinishReason, Finished, Refusal, Request, RequestHandle};
+use engine::{AbortReason, Engine, Event, FinishReason, Finished, Refusal, Request, RequestHandle, Waited};
 use std::time::{Duration, Instant};
 use testing::simulator::{SimulatorConfig, complete, letter, naive, prompt};
 
@@ -108,6 +108,33 @@ fn refusals_come_back_from_submit() {
     let refused = |request: Request| engine.submit(request).err().expect("it can never run");
     assert!(matches!(refused(complete(prompt(1, 5000), 0, 5)), Refusal::NeverFits { pool_rows: 200, .. }));
     assert_eq!(refused(complete(Vec::new(), 0, 5)), Refusal::Invalid("the prompt has no tokens".to_string()));
+}
+
+#[test]
+fn a_wait_for_held_rows_ends_with_a_refusal() {
+    let engine = SimulatorConfig::new(40, 1).start();
+    let mut document = complete(prompt(1, 200), 0, 0);
+    document.hold = true;
+    // Read to its end: a handle that is dropped earlier lets go what its request holds.
+    let document = engine.submit(document).expect("there is room");
+    let held = document.filter_map(|event| match event {
+        Event::Held { sequence, .. } => Some(sequence),
+        _ => None,
+    });
+    let held = held.last().expect("the document is held");
+    // It may be refused at once, where the one before has ended already.
+    let running = engine.submit(complete(prompt(2, 10), 0, 80)).expect("there is room");
+    let refusal = match engine.submit(complete(prompt(3, 120), 0, 8)) {
+        Err(refusal) => refusal,
+        Ok(mut waits) => match waits.next_timeout(Duration::from_secs(20)) {
+            Waited::Event(Event::Refused(refusal)) => *refusal,
+            other => panic!("{other:?}"),
+        },
+    };
+    assert!(matches!(refusal, Refusal::HeldRows { wanted_rows: 17, held_rows: 25, pool_rows: 40, .. }), "{refusal}");
+    assert!(running.last().is_some_and(|event| matches!(event, Event::Finished(_))));
+    engine.release(held);
+    wait_until_empty(&engine);
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use super::naive::{drawn, fold, tag};
 use super::noise::Noise;
-use backend::{AlgorithmId, LaneOutput, LaneStart, RowCopy, RowDelta, RowTableKind, StepInput, StepKey, StepOutput};
+use backend::{
+    AlgorithmId, FirstInput, LaneOutput, LaneStart, RowCopy, RowDelta, RowTableKind, StepInput, StepKey, StepOutput,
+};
 use engine::{PASSES_MAX, PassView};
 use kv::{LaneId, PAGE_TOKENS, RowId, TokenId};
 use std::collections::VecDeque;
@@ -258,6 +260,9 @@ impl Device {
         self.index_behind(state, &lane);
         self.check_lane(state, &lane);
         let forced = input.forced.iter().find(|(lane, _)| *lane == id).map(|(_, token)| *token);
+        if let FirstInput::Prompt { outputs, .. } = lane.start.first {
+            assert!(outputs < lane.steps || forced.is_some(), "{id}: outputs that are prompt are forced");
+        }
         let token = forced.unwrap_or_else(|| drawn(sum, &lane.start.sampling));
         lane.token = Some(token);
         let exact_tokens = lane.start.selection.exact_tokens(lane.len);
@@ -380,7 +385,7 @@ fn output(lane: LaneId, token: TokenId, exact_tokens: usize) -> LaneOutput {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use backend::{FirstInput, Sampling};
+    use backend::Sampling;
     use kv::Selection;
 
     /// Prefills a prompt but for its sampling.
