@@ -92,6 +92,9 @@ impl Scratch {
     }
 }
 
+/// Blocks between a frame's being asked for and its being read.
+const AHEAD_BLOCKS: usize = 2;
+
 /// Token logits and page scores of `groups`, for the query heads of one KV head.
 struct Task<'a> {
     rt: &'a CpuRuntime,
@@ -115,13 +118,15 @@ impl Kernel for Task<'_> {
         let Scratch { frames: padded_frames, w8, w } = self.scratch;
         w8.resize(BLOCK_GROUPS * 4 * WIDTH_MOST, 0);
         w.resize(BLOCK_GROUPS * 4 * WIDTH_MOST, 0.0);
-        let mut ahead = block_frames(rt, self.lane, self.layer, self.head, self.groups.start, &self.groups);
-        for frame in ahead {
-            prefetch_keys::<S>(frame, layout);
+        let block_at = |first| block_frames(rt, self.lane, self.layer, self.head, first, &self.groups);
+        for block in 0..AHEAD_BLOCKS {
+            for frame in block_at(self.groups.start + block * BLOCK_GROUPS) {
+                prefetch_keys::<S>(frame, layout);
+            }
         }
         for first in self.groups.clone().step_by(BLOCK_GROUPS) {
-            let mut frames = ahead;
-            ahead = block_frames(rt, self.lane, self.layer, self.head, first + BLOCK_GROUPS, &self.groups);
+            let mut frames = block_at(first);
+            let ahead = block_at(first + AHEAD_BLOCKS * BLOCK_GROUPS);
             if padded != layout {
                 padded_frames.resize(BLOCK_GROUPS * padded.value_codes() / 2, 0);
                 for (out, frame) in padded_frames.chunks_exact_mut(padded.value_codes() / 2).zip(frames) {
