@@ -320,7 +320,8 @@ impl Prefill {
 
     fn layer_work(&self, layer: usize, tokens: Range<usize>) -> Work {
         let count = tokens.len() as f64;
-        if layer + 1 == self.layers && self.pass.end == self.end {
+        // Nobody needs the last layer's output but the prompt's last token, whichever pass the others are in.
+        if layer + 1 == self.layers {
             let sees_end = if tokens.end == self.end { tokens.end as f64 } else { 0.0 };
             return Work { last: count, attend: sees_end, fixed: 1.0, ..Work::default() };
         }

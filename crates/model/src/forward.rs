@@ -24,7 +24,7 @@ pub struct PassView<'a> {
     pub tokens: &'a [TokenId],
     /// Position of the first of them; that many tokens are in rows already.
     pub first: usize,
-    /// Whether the pass ends its prompt, so that the last layer is needed for its last token only.
+    /// Whether the pass ends its prompt: then its last token goes through the whole of the last layer.
     pub last_pass: bool,
     /// The sequence's KV row table, long enough for the pass.
     pub kv_rows: &'a [RowId],
@@ -39,7 +39,7 @@ pub trait Forward: Send + Sync {
     fn layers(&self) -> usize;
 
     /// One layer for the pass's tokens at positions `tokens`: norm, QKV into staging, attention, MLP. Layer 0 embeds
-    /// first. The last layer of the last pass needs attention and MLP for the prompt's last token only.
+    /// first. The last layer stops at K and V, but for the prompt's last token.
     fn prefill_layer(&self, runtime: &dyn Runtime, pass: &PassView<'_>, layer: usize, tokens: Range<usize>);
 
     /// K and V of positions `0..pass.first` of a layer, from rows to staging.

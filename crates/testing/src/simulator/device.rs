@@ -154,7 +154,7 @@ impl Device {
             staging.hidden = Some(staging.tags.iter().fold(0, |sum, &tag| fold(sum, tag)));
         }
         let (count, middle) = (tokens.len() as f64, (tokens.start + tokens.end) as f64 / 2.0);
-        let seconds = if pass.last_pass && layer + 1 == self.layers {
+        let seconds = if layer + 1 == self.layers {
             // Of all tokens but the prompt's last, the last layer needs K and V only.
             count * self.costs.linear * 0.2
         } else {
