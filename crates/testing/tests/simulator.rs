@@ -316,12 +316,12 @@ fn decode_goes_on_between_units_and_a_long_prompt_takes_several_passes() {
          step 4:  s1 scatter 1 start lane 0 sample 1
          step 5:  s2 layer 0 [0..32)  s1 +1
          step 6:  s2 layer 0 [32..64)  s1 +1
-         step 7:  s2 scatter 0 layer 1 [0..32)  s1 +1
-         step 8:  s2 layer 1 [32..64)  s1 +1
-         step 9:  s2 scatter 1 gather 0 [0..64)  s1 +1
-         step 10:  s2 layer 0 [64..96)  s1 +1
-         step 11:  s2 layer 0 [96..100) scatter 0 gather 1 [0..64) layer 1 [64..100) scatter 1 \
+         step 7:  s2 scatter 0 layer 1 [0..64) scatter 1 gather 0 [0..64)  s1 +1
+         step 8:  s2 layer 0 [64..96)  s1 +1
+         step 9:  s2 layer 0 [96..100) scatter 0 gather 1 [0..64) layer 1 [64..100) scatter 1 \
          start lane 1 sample 1  s1 +1
+         step 10:  s1 +1
+         step 11:  s1 +1
          step 12:  s1 +1",
     );
 }
