@@ -82,10 +82,4 @@ impl GoldenContext {
     pub fn accuracy(&self, key: &str) -> f64 {
         self.accuracy[key].as_f64().expect("an accuracy")
     }
-
-    /// The reference's dense accuracy over the questions that are kept.
-    pub fn dense_accuracy_of_kept(&self) -> f64 {
-        let right = self.questions.iter().filter(|q| q.dense == q.answer).count();
-        right as f64 / self.questions.len() as f64
-    }
 }
