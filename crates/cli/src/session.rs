@@ -5,7 +5,7 @@ use crate::quantity::{Bytes, TokenCount};
 use anyhow::{Context, Result, bail, ensure};
 use backend::cpu::{CpuBackend, CpuOptions};
 use backend::{Backend, MemoryUse};
-use engine::{CostModel, DECODE_SHARE_MAX, Engine, EngineConfig, TextFactory, TextStream};
+use engine::{CostModel, DECODE_SHARE_MAX, Engine, EngineConfig, TextFactory, TextOptions, TextStream};
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{Decoder, DecoderLimits, Detokenizer, ModelSource, Opened};
 use sparse::Specs;
@@ -133,7 +133,7 @@ impl Plan {
         let algorithms = decoder.algorithms().specs().all().to_vec();
         let opened = Arc::new(self.opened);
         let texts = Texts(opened.clone());
-        let texts: TextFactory = Arc::new(move || texts.stream());
+        let texts: TextFactory = Arc::new(move |options| texts.stream(options));
         let engine = Engine::start(runtime, decoder, algorithms, Some(texts), engine_config);
         Ok(Session { engine, opened, bundled: self.bundled, limits: self.limits })
     }
@@ -151,8 +151,8 @@ pub(crate) struct Session {
 struct Texts(Arc<Opened>);
 
 impl Texts {
-    fn stream(&self) -> Box<dyn TextStream> {
-        Box::new(Text(Some(self.0.tokenizer.detokenizer(&[], true))))
+    fn stream(&self, options: &TextOptions) -> Box<dyn TextStream> {
+        Box::new(Text(Some(self.0.tokenizer.detokenizer(&[], options.skip_special))))
     }
 }
 

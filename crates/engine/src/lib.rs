@@ -38,7 +38,7 @@ pub use event::{AbortReason, Attended, AttentionUsed, Event, FinishReason, Finis
 pub use handle::{RequestHandle, Waited};
 pub use metrics::Metrics;
 pub use model::{Forward, PASSES_MAX, PassView};
-pub use outbox::{Delivered, EventSink, Outbox, TextFactory, TextStream};
+pub use outbox::{Delivered, EventSink, Outbox, TextFactory, TextOptions, TextStream};
 pub use plan::Plan;
 pub use request::{Attention, Feed, Refusal, Request, RequestId, Source};
 pub use scheduler::{Notice, Outcome, Scheduler};

@@ -19,8 +19,15 @@ pub trait TextStream: Send {
     fn finish(&mut self) -> String;
 }
 
+/// What a request says of its text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TextOptions {
+    /// Whether special tokens have no text.
+    pub skip_special: bool,
+}
+
 /// Makes a text stream for every completion.
-pub type TextFactory = Arc<dyn Fn() -> Box<dyn TextStream> + Send + Sync>;
+pub type TextFactory = Arc<dyn Fn(&TextOptions) -> Box<dyn TextStream> + Send + Sync>;
 
 /// Where a request's events go.
 pub trait EventSink: Send {
@@ -90,8 +97,9 @@ impl Outbox {
 
     /// A request that was taken, and its reader.
     pub fn open(&mut self, id: RequestId, request: &Request, mut sink: Box<dyn EventSink>, now: f64) {
+        let options = TextOptions { skip_special: request.skip_special };
         let choice = || Choice {
-            text: self.texts.as_ref().map(|texts| texts()),
+            text: self.texts.as_ref().map(|texts| texts(&options)),
             stops: StopStrings::new(&request.stop_strings),
             min_tokens: request.sampling.min_tokens,
             tokens: 0,
@@ -188,7 +196,7 @@ impl Letter {
 }
 
 impl Choice {
-    /// A token that ends the completion is text like any other, unless it is special: then the vocabulary has none.
+    /// A token that ends the completion is text like any other, unless it is special and the request skips those.
     fn push(&mut self, token: TokenId) -> String {
         self.tokens += 1;
         if self.stopped {

@@ -75,6 +75,8 @@ pub struct Request {
     pub hold: bool,
     /// Whether the share of dense attention that the exact tokens hold is measured.
     pub measure_mass: bool,
+    /// Whether special tokens have no text; without it they appear as the vocabulary spells them.
+    pub skip_special: bool,
 }
 
 impl Request {
@@ -93,6 +95,7 @@ impl Request {
             forced: Vec::new(),
             hold: false,
             measure_mass: false,
+            skip_special: true,
         }
     }
 

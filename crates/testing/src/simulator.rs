@@ -17,7 +17,7 @@ pub use device::{Costs, Device};
 pub use noise::Noise;
 
 use backend::AlgorithmId;
-use engine::outbox::{Delivered, EventSink, TextFactory, TextStream};
+use engine::outbox::{Delivered, EventSink, TextFactory, TextOptions, TextStream};
 use engine::{
     Attention, Engine, EngineConfig, Event, Finished, Outbox, Progress, Refusal, Request, RequestId, Scheduler, Source,
     Steps, TokenEvent,
@@ -66,8 +66,8 @@ struct Reader {
     patience: usize,
 }
 
-/// Tokens are letters: `a` for 0, and round again after `z`.
-struct Letters;
+/// Tokens are letters: `a` for 0, and round again after `z`; token 0 is special, and has text where that is asked for.
+struct Letters(TextOptions);
 
 /// The algorithms of a simulation: the real ones' sizes, by `AlgorithmId`.
 pub fn algorithms() -> Vec<AlgorithmSpec> {
@@ -132,7 +132,7 @@ impl SimulatorConfig {
 }
 
 fn letters() -> TextFactory {
-    Arc::new(|| Box::new(Letters))
+    Arc::new(|options| Box::new(Letters(*options)))
 }
 
 impl Simulation {
@@ -275,7 +275,7 @@ impl EventSink for Reader {
 
 impl TextStream for Letters {
     fn push(&mut self, token: TokenId) -> String {
-        letter(token).to_string()
+        if token == 0 && self.0.skip_special { String::new() } else { letter(token).to_string() }
     }
 
     fn finish(&mut self) -> String {

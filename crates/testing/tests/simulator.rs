@@ -401,6 +401,18 @@ fn forced_tokens_come_first() {
 }
 
 #[test]
+fn special_tokens_have_text_where_it_is_asked_for() {
+    for (skip_special, expected) in [(true, "cb"), (false, "cab")] {
+        let mut simulation = Simulation::new(exact(40, 2, 0.05));
+        let mut request = complete(prompt(1, 10), 0, 3);
+        (request.forced, request.skip_special) = (vec![2, 0, 1], skip_special);
+        let id = simulation.submit(request).expect("there is room");
+        simulation.run();
+        assert_eq!(simulation.text(id, 0), expected);
+    }
+}
+
+#[test]
 fn a_short_prompt_overtakes_a_long_one_that_is_open() {
     check(
         {
