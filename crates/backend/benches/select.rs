@@ -326,6 +326,7 @@ fn start(bench: &Bench, case: &Case, kv_pages: usize) {
             summary_rows: summaries[i].clone(),
             sampling: Sampling::default(),
             prompt: Vec::new(),
+            mask: None,
         });
     }
     let algorithms = AlgorithmSet::default().with(MEANS).with(CODES);

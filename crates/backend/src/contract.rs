@@ -280,7 +280,9 @@ pub trait Runtime: Inspect + Send + Sync {
         q: View<'_>,
     );
 
-    /// Draws a token for every target from `logits` `[n, vocab]`; writes `token[lane]` and the step's output.
+    /// Draws a token for every target from `logits` `[n, vocab]`; writes `token[lane]` and the step's output. A lane
+    /// with a mask chooses among its tokens, as if the others' logits were minus infinity; log-probabilities and the
+    /// most likely tokens are those without the mask.
     fn sample(&self, logits: View<'_>, target: SampleTarget<'_>);
 
     // Prefill.

@@ -9,6 +9,8 @@ pub mod handle;
 
 pub mod shape;
 
+pub mod mask;
+
 pub mod step;
 
 pub mod contract;
@@ -24,6 +26,7 @@ pub use contract::{
     Runtime, SampleTarget, TokenSource, VectorSummary, WeightPart, WeightRole,
 };
 pub use handle::{Buffer, Partial, View, Weight};
+pub use mask::TokenMask;
 pub use shape::{DeviceInfo, MemoryUse, Rope, RuntimeShape};
 pub use step::{
     AlgorithmId, AlgorithmSet, BIAS_MOST, FirstInput, LaneOutput, LaneStart, PENALTY_MOST, RowCopy, RowDelta,

@@ -1,5 +1,6 @@
 //! What the host gives a step and gets back: plain data.
 
+use crate::TokenMask;
 use kv::{LaneId, RowId, Selection, TokenId};
 use std::ops::RangeInclusive;
 
@@ -44,6 +45,9 @@ pub struct StepInput {
     pub rows: Vec<RowDelta>,
     /// Output tokens that are given instead of chosen (evaluation, constrained decoding).
     pub forced: Vec<(LaneId, TokenId)>,
+    /// Tokens that lanes may choose in this step, none of them empty; a lane without a mask may choose any, and a
+    /// forced token needs no leave. At most one a lane.
+    pub masks: Vec<(LaneId, TokenMask)>,
 }
 
 /// A row that joins a lane's table.
@@ -96,7 +100,8 @@ pub struct Sampling {
     pub frequency_penalty: f32,
     /// Added to single logits.
     pub logit_bias: Vec<(TokenId, f32)>,
-    /// Tokens that may not be chosen before the completion has `min_tokens` tokens.
+    /// Tokens that may not be chosen before the completion has `min_tokens` tokens; a step whose mask has none but
+    /// these is as if they were not suppressed.
     pub suppressed: Vec<TokenId>,
     /// See `suppressed`.
     pub min_tokens: usize,
@@ -121,6 +126,13 @@ pub const PENALTY_MOST: f32 = 1e3;
 pub const BIAS_MOST: f32 = 1e4;
 
 impl Sampling {
+    /// Whether `suppressed` tokens may not be chosen by the step that draws the completion's token number `generated`
+    /// (from 0) under `mask`: the mask wins where it has no other token, so that a finished text can end.
+    pub fn suppresses(&self, generated: usize, mask: Option<&TokenMask>) -> bool {
+        generated < self.min_tokens
+            && mask.is_none_or(|mask| mask.tokens().any(|token| !self.suppressed.contains(&token)))
+    }
+
     /// Whether `sample` can do with these numbers; token ids and `top_logprobs` are checked against the vocabulary by
     /// whoever knows it.
     ///
@@ -212,6 +224,8 @@ pub struct LaneStart {
     pub sampling: Sampling,
     /// The prompt's tokens, for the repetition penalty; may stay empty where it is 1.
     pub prompt: Vec<TokenId>,
+    /// Tokens that `sample` may choose at the end of the prefill, not empty; any, where `None` or `first` is known.
+    pub mask: Option<TokenMask>,
 }
 
 /// A launched step; `collect` takes it back.
@@ -233,7 +247,8 @@ pub struct LaneOutput {
     pub lane: LaneId,
     /// Chosen, or forced.
     pub token: TokenId,
-    /// Its log-probability under the model (temperature and filters aside, penalties and bias included).
+    /// Its log-probability under the model (temperature, filters and mask aside, penalties and bias included): what a
+    /// mask excludes has its share, so the probabilities of the allowed tokens add up to less than 1.
     pub logprob: f32,
     /// The most likely tokens, most likely first, ties to the lowest id; `Sampling::top_logprobs` of them.
     pub top: Vec<(TokenId, f32)>,

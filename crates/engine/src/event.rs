@@ -67,6 +67,8 @@ pub struct Finished {
     pub choice: u32,
     /// Why.
     pub reason: FinishReason,
+    /// What went wrong, where something of its own did: [`AbortReason::Constraint`].
+    pub error: Option<String>,
     /// The rest of its text, which might have become a stop string.
     pub text: String,
     /// Tokens counted.
@@ -90,7 +92,7 @@ pub enum FinishReason {
     Aborted(AbortReason),
 }
 
-/// Who ended a request early.
+/// Who ended a completion early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AbortReason {
     /// The caller: aborted, or nobody reads any more.
@@ -99,6 +101,9 @@ pub enum AbortReason {
     SlowReader,
     /// It waited to fork from a sequence that was released.
     ParentReleased,
+    /// Its constraint, which failed or left no token to choose; [`Finished::error`] has the text. The request's other
+    /// completions go on.
+    Constraint,
     /// The engine shuts down.
     Shutdown,
 }

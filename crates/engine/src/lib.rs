@@ -4,6 +4,8 @@ pub mod config;
 
 pub mod request;
 
+pub mod constraint;
+
 pub mod event;
 
 pub mod cost;
@@ -30,8 +32,10 @@ pub mod handle;
 
 pub mod engine;
 
+pub use backend::TokenMask;
 pub use clock::{Clock, SystemClock};
 pub use config::{DECODE_SHARE_MAX, EVENTS_MAX, EngineConfig, MESSAGES_MAX, pool_rows};
+pub use constraint::{Constraint, ConstraintFactory};
 pub use cost::CostModel;
 pub use engine::Engine;
 pub use event::{AbortReason, Attended, AttentionUsed, Event, FinishReason, Finished, Timings, TokenEvent, Usage};

@@ -164,11 +164,11 @@ impl Letter {
                 }
                 Event::Token(Box::new(token_event(choice, output, text)))
             }
-            Notice::Finished { choice, reason, usage, attention, decoded, .. } => {
+            Notice::Finished { choice, reason, error, usage, attention, decoded, .. } => {
                 let timings = self.timings(decoded, now);
                 let of = &mut self.choices[choice as usize];
                 let (text, reason) = of.finish(reason);
-                Event::Finished(Box::new(Finished { choice, reason, text, usage, attention, timings }))
+                Event::Finished(Box::new(Finished { choice, reason, error, text, usage, attention, timings }))
             }
         })
     }

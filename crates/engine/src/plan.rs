@@ -129,12 +129,22 @@ pub struct DecodePlan {
 impl Plan {
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
-        self.pieces.is_empty() && self.decode.is_none()
+        self.pieces.is_empty() && self.decode.is_none() && self.ends.is_empty()
     }
 
     /// Whether first tokens are drawn for a prompt that ends.
     pub fn samples(&self) -> bool {
         self.ends.iter().any(|end| matches!(end, PrefillEnd::Sampled(_)))
+    }
+
+    /// Drops its masks: they were read when the step ran.
+    pub(crate) fn let_masks_go(&mut self) {
+        self.decode.iter_mut().for_each(|decode| decode.input.masks.clear());
+        for piece in &mut self.pieces {
+            if let Act::Start(start) = &mut piece.act {
+                start.mask = None;
+            }
+        }
     }
 
     /// What the decode step should take; `None` without one.

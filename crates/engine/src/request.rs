@@ -1,5 +1,6 @@
 //! What a caller asks of the engine, and why it may be refused.
 
+use crate::ConstraintFactory;
 use backend::{AlgorithmId, Sampling};
 use kv::{Selection, SequenceId, TokenId};
 use std::fmt;
@@ -71,6 +72,8 @@ pub struct Request {
     pub ignore_eos: bool,
     /// The completion's first tokens, given instead of chosen.
     pub forced: Vec<TokenId>,
+    /// What the tokens of each completion must follow; forced ones are told to it and not checked.
+    pub constraint: Option<ConstraintFactory>,
     /// Whether the sequences' rows stay when they are finished, until released: parents of forks.
     pub hold: bool,
     /// Whether the share of dense attention that the exact tokens hold is measured.
@@ -93,6 +96,7 @@ impl Request {
             end_tokens: Vec::new(),
             ignore_eos: false,
             forced: Vec::new(),
+            constraint: None,
             hold: false,
             measure_mass: false,
             skip_special: true,

@@ -16,6 +16,8 @@ mod decode;
 
 mod commit;
 
+mod constrain;
+
 mod ending;
 
 mod integrity;
@@ -23,6 +25,7 @@ mod integrity;
 pub use commit::{Notice, Outcome, Output, Span};
 
 use crate::PASSES_MAX;
+use crate::constraint::Constrained;
 use crate::cost::CostModel;
 use crate::plan::Plan;
 use crate::request::{Refusal, Request, RequestId};
@@ -81,6 +84,8 @@ struct Group {
     request: Arc<Request>,
     /// Choices that have not ended; empty while it waits.
     alive: Vec<SequenceId>,
+    /// The choices' constraints, where it has any; empty from its admission on.
+    constraints: Vec<Constrained>,
 }
 
 /// What happened since the start, for metrics; everything else is computed from the state.
@@ -148,12 +153,12 @@ impl Scheduler {
     /// # Errors
     /// It can never run, or the queue is full.
     pub fn submit(&mut self, id: RequestId, request: Request) -> Result<(), Refusal> {
-        let checked = self.check(&request);
+        let checked = self.check(&request).and_then(|()| self.constrain(&request));
         if checked.is_err() {
             self.totals.refused += 1;
         }
-        checked?;
-        self.requests.insert(id, Group { request: Arc::new(request), alive: Vec::new() });
+        let constraints = checked?;
+        self.requests.insert(id, Group { request: Arc::new(request), alive: Vec::new(), constraints });
         self.waiting.push_back(id);
         let mut notices = Vec::new();
         self.refuse_stuck(&mut notices);

@@ -1,6 +1,7 @@
 //! One sequence, as the scheduler sees it: where it is in its life, its tokens, its rows and its lane.
 
 use crate::RequestId;
+use crate::constraint::Constrained;
 use crate::prefill::Prefill;
 use crate::scheduler::Span;
 use kv::{LaneId, SequenceId, SequenceKv, TokenId};
@@ -22,6 +23,8 @@ pub(crate) struct Sequence {
     pub(crate) kv: SequenceKv,
     /// From admission to its end; `None` where it does not decode.
     pub(crate) lane: Option<LaneId>,
+    /// What its tokens must follow; until its end.
+    pub(crate) constraint: Option<Constrained>,
     /// Where it is.
     pub(crate) phase: Phase,
 }

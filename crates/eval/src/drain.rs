@@ -43,7 +43,8 @@ fn drain_one(engine: &Engine, request: Request) -> Result<Drained, EvalError> {
         match event {
             Event::Token(token) if token.choice == 0 => tokens.push(*token),
             Event::Finished(end) if matches!(end.reason, FinishReason::Aborted(_)) => {
-                return Err(EvalError::Failed(format!("a request was aborted: {:?}", end.reason)));
+                let why = end.error.unwrap_or_else(|| format!("{:?}", end.reason));
+                return Err(EvalError::Failed(format!("a request was aborted: {why}")));
             }
             Event::Finished(end) if end.choice == 0 => finished = Some(*end),
             Event::Refused(refusal) => return Err(EvalError::Refused(*refusal)),

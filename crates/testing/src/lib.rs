@@ -10,4 +10,6 @@ pub mod rig;
 
 pub mod solo;
 
+pub mod constraints;
+
 pub mod simulator;

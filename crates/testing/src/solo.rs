@@ -133,6 +133,7 @@ impl Solo {
             summary_rows: self.summary_rows.clone(),
             sampling,
             prompt: Vec::new(),
+            mask: None,
         }
     }
 }

@@ -44,4 +44,7 @@ suites! {
     sample_extremes: ops::sample::extremes;
     sample_draws: ops::sample::draws;
     sample_targets: ops::sample::targets;
+    sample_masks: ops::sample::masks;
+    sample_first_masks: ops::sample::first_masks;
+    sample_masked_draws: ops::sample::masked_draws;
 }

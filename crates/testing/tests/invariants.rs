@@ -5,6 +5,7 @@ use backend::cpu::{CpuOptions, Isa};
 use engine::{Event, Feed, Request, Source};
 use kv::Selection;
 use model::{ModelSource, Opened, needle_text};
+use testing::constraints::{Fixed, Residue};
 use testing::rig::{Answer, Rig, RigOptions, wait};
 
 const ALGORITHMS: [&str; 4] = ["dense", "shadowkv", "shadowkv+estimate", "sketch"];
@@ -165,4 +166,50 @@ fn eval_choices(rig: &Rig, request: Request) -> Vec<Vec<u32>> {
         }
     }
     tokens
+}
+
+#[test]
+fn constrained_answers_do_not_depend_on_company() {
+    let opened = needle();
+    let ask = |rig: &Rig, name: &str, seed: u64| {
+        let mut request = rig.request(prompt(300, seed), rig.attention(name, low_limits), GENERATED, seed);
+        request.constraint = match seed {
+            0 => Some(Residue::factory(2, 0, &[])),
+            1 => Some(Fixed::factory(&[7; GENERATED])),
+            _ => None,
+        };
+        (request.sampling.temperature, request.sampling.top_logprobs) = (if seed == 0 { 1.5 } else { 0.0 }, 3);
+        request
+    };
+    let cases: Vec<(&str, u64)> =
+        ["dense", "sketch"].into_iter().flat_map(|name| (0..3).map(move |seed| (name, seed))).collect();
+    let one = RigOptions { cpu: CpuOptions { threads: 1, ..CpuOptions::default() }, ..RigOptions::new(1, 500) };
+    let want: Vec<Answer> = cases
+        .iter()
+        .map(|(name, seed)| {
+            let rig = Rig::start(&opened, None, one);
+            let answer = rig.answer(ask(&rig, name, *seed));
+            assert_eq!(answer.tokens.len(), GENERATED);
+            answer
+        })
+        .collect();
+    for (answer, (_, seed)) in want.iter().zip(&cases) {
+        match seed {
+            0 => assert!(answer.tokens.iter().all(|token| token % 2 == 0), "{:?}", answer.tokens),
+            1 => assert_eq!(answer.tokens, [7; GENERATED]),
+            _ => {}
+        }
+        assert!(answer.logprobs.iter().all(|bits| f32::from_bits(*bits).is_finite()), "log-probabilities are finite");
+    }
+    let rig = Rig::start(&opened, None, RigOptions { unit_seconds: 0.002, ..RigOptions::new(6, 500) });
+    let handles: Vec<_> =
+        cases.iter().map(|(name, seed)| rig.engine.submit(ask(&rig, name, *seed)).expect("it is taken")).collect();
+    for (handle, want) in handles.into_iter().zip(&want) {
+        assert_eq!(wait(handle), *want);
+    }
+    let mut request = ask(&rig, "dense", 0);
+    request.choices = 3;
+    let choices = eval_choices(&rig, request);
+    assert!(choices.iter().flatten().all(|token| token % 2 == 0) && choices[0] != choices[1]);
+    assert_eq!(choices[0], want[0].tokens, "the first choice is the answer alone");
 }

@@ -3,6 +3,7 @@
 use engine::{AbortReason, Event, Feed, FinishReason, Progress, Request, RequestId, Source};
 use kv::{SequenceId, TokenId};
 use std::collections::{BTreeMap, BTreeSet};
+use testing::constraints::{Fixed, Residue, Turns};
 use testing::simulator::{Noise, Simulation, SimulatorConfig, attention, complete, letter, naive, prompt};
 
 /// What is expected of a request.
@@ -78,6 +79,11 @@ impl Day {
         request.ignore_eos = noise.once_in(4);
         if noise.once_in(4) {
             request.forced = (0..1 + noise.below(5)).map(|_| noise.below(50) as TokenId).collect();
+        }
+        if noise.once_in(3) {
+            let seen: Vec<TokenId> = (0..noise.below(40)).map(|_| noise.below(50) as TokenId).collect();
+            let factories = [Residue::factory(5, 3, &[7, 20]), Turns::factory(), Fixed::factory(&seen)];
+            request.constraint = Some(factories[noise.below(3)].clone());
         }
         (request, prompt)
     }
@@ -164,8 +170,14 @@ impl Day {
             let stops = if request.ignore_eos { &[][..] } else { &request.end_tokens };
             let room = request.max_tokens.min(600 - expected.prompt.len());
             let sampling = backend::Sampling { choice: end.choice, ..request.sampling.clone() };
-            let mut naive = naive::completion(&expected.prompt, &request.forced, stops, &sampling, room);
-            if let FinishReason::Aborted(reason) = end.reason {
+            let constraint = request.constraint.as_ref();
+            let (prompt, forced) = (&expected.prompt, &request.forced);
+            let mut naive = naive::constrained(prompt, forced, stops, &sampling, room, constraint);
+            let failed = end.reason == FinishReason::Aborted(AbortReason::Constraint);
+            assert_eq!(end.error.is_some(), failed, "{name}");
+            if let FinishReason::Aborted(reason) = end.reason
+                && !failed
+            {
                 let orphaned = reason == AbortReason::ParentReleased && tokens.is_empty();
                 assert!(self.aborted.contains(&id) || orphaned, "aborted by nobody: {name}");
                 naive.truncate(tokens.len());
@@ -290,6 +302,18 @@ fn a_short_prompt_is_one_unit() {
          step 2:  s1 +1
          step 3:  s1 +1",
     );
+}
+
+#[test]
+fn prompts_are_read_however_little_time_a_unit_has() {
+    for max_tokens in [0, 3] {
+        let mut simulation = Simulation::new(exact(60, 4, 1e-9));
+        let of = |seed| complete(prompt(seed, 20), 1, max_tokens);
+        let ids: Vec<_> = (0..4).map(|seed| simulation.submit(of(seed)).expect("there is room")).collect();
+        simulation.run();
+        ids.into_iter().for_each(|id| assert_eq!(simulation.finished(id)[0].reason, FinishReason::Length));
+        simulation.check_empty();
+    }
 }
 
 #[test]

@@ -172,6 +172,7 @@ fn start(runtime: &Arc<dyn Runtime>, tokens: usize, stride: usize, rows: usize) 
         summary_rows: Vec::new(),
         sampling: Sampling::default(),
         prompt: Vec::new(),
+        mask: None,
     });
 }
 

@@ -626,6 +626,7 @@ mod tests {
             summary_rows: Vec::new(),
             sampling: Sampling::default(),
             prompt: Vec::new(),
+            mask: None,
         });
     }
 }

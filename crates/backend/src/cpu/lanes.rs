@@ -1,6 +1,6 @@
 //! Per-lane state: what a CUDA backend keeps in device arrays.
 
-use crate::{AlgorithmId, FirstInput, LaneOutput, LaneStart, RowDelta, RowTableKind, Sampling, StepInput};
+use crate::{AlgorithmId, FirstInput, LaneOutput, LaneStart, RowDelta, RowTableKind, Sampling, StepInput, TokenMask};
 use kv::{LaneId, RowId, Selection, TokenId};
 
 /// One running sequence as the ops see it.
@@ -15,6 +15,8 @@ pub struct Lane {
     pub token: TokenId,
     /// Overrides the step's sampled token; set by `begin`, taken by `sample`.
     pub forced: Option<TokenId>,
+    /// Tokens that `sample` may choose; set by `start` and `begin`, taken by `sample`.
+    pub mask: Option<TokenMask>,
     /// KV row table.
     pub kv_rows: Vec<RowId>,
     /// Summary row table.
@@ -84,6 +86,7 @@ impl Lanes {
             len: start.len,
             token: 0,
             forced: None,
+            mask: start.mask.clone(),
             kv_rows: start.kv_rows.clone(),
             summary_rows: start.summary_rows.clone(),
             sampling: start.sampling.clone(),
@@ -115,6 +118,9 @@ impl Lanes {
         }
         for (lane, token) in &input.forced {
             self.lane_mut(*lane).forced = Some(*token);
+        }
+        for (lane, mask) in &input.masks {
+            self.lane_mut(*lane).mask = Some(mask.clone());
         }
         for lane in &input.active {
             let lane = self.lane_mut(*lane);

@@ -1,18 +1,20 @@
 //! Choosing tokens.
 //!
-//! Logits pass, in this order: penalties, bias, suppressed tokens; here log-probabilities are taken. Then temperature
-//! and the filters top-k, top-p, min-p, each a lower bound of the scaled logit (equal logits stay together). Of what
-//! is left the largest sum of scaled logit and Gumbel noise wins, which draws from the softmax. The noise depends on
-//! (seed, choice, position of the token to choose, token) alone: alone or in a batch, a request gives the same text.
+//! Logits pass, in this order: penalties, bias, suppressed tokens; here log-probabilities are taken. Then the mask,
+//! temperature and the filters top-k, top-p, min-p, each a lower bound of the scaled logit (equal logits stay
+//! together). Of what is left the largest sum of scaled logit and Gumbel noise wins, which draws from the softmax. The
+//! noise depends on (seed, choice, position of the token to choose, token) alone: alone or in a batch, a request gives
+//! the same text.
 //!
-//! The caller guarantees what [`Sampling::check`] asks for, and that some token is not suppressed.
+//! The caller guarantees what [`Sampling::check`] asks for, that some token is not suppressed, and that no mask is
+//! empty. A mask wins over `suppressed` where it has no other token.
 
 use super::lanes::Lane;
 use super::philox::philox4x32;
 use super::runtime::{CpuRuntime, rows};
 use super::scratch;
 use super::simd::{Kernel, Simd};
-use crate::{LaneOutput, SampleTarget, Sampling, TEMPERATURE_LEAST, View};
+use crate::{LaneOutput, SampleTarget, Sampling, TEMPERATURE_LEAST, TokenMask, View};
 use kv::{LaneId, TokenId};
 use std::sync::Mutex;
 
@@ -39,7 +41,7 @@ pub(super) fn sample(rt: &CpuRuntime, logits: View<'_>, target: SampleTarget<'_>
     for output in outputs {
         let output = output.into_inner().expect("no task panicked").expect("every task ran");
         let lane = lanes.lane_mut(output.lane);
-        lane.forced = None;
+        (lane.forced, lane.mask) = (None, None);
         lane.emit(output.token);
         match prefill {
             true => lanes.prefill_output.push(output),
@@ -52,17 +54,20 @@ pub(super) fn sample(rt: &CpuRuntime, logits: View<'_>, target: SampleTarget<'_>
 fn choose(rt: &CpuRuntime, id: LaneId, lane: &Lane, logits: &[f32], scratch: &mut [f32]) -> LaneOutput {
     scratch.copy_from_slice(logits);
     let sampling = &lane.sampling;
-    adjust(lane, scratch);
+    let suppresses = sampling.suppresses(lane.generated, lane.mask.as_ref());
+    adjust(lane, suppresses, scratch);
     let (largest, sum) = rt.isa.run(SumExp { logits: scratch });
     let log_sum = largest + sum.ln();
     let top = most_likely(scratch, sampling.top_logprobs);
-    let token = match lane.forced {
-        Some(token) => token,
-        None if sampling.temperature <= 0.0 => first_at(scratch, largest),
-        None => draw(sampling, lane.len, largest, scratch),
-    };
+    let token = lane.forced.unwrap_or_else(|| {
+        let largest = lane.mask.as_ref().map_or(largest, |mask| exclude(mask, scratch));
+        match sampling.temperature <= 0.0 {
+            true => first_at(scratch, largest),
+            false => draw(sampling, lane.len, largest, scratch),
+        }
+    });
     // A draw leaves scaled logits behind; the token's own is computed anew.
-    let logprob = adjusted(lane, logits, token) - log_sum;
+    let logprob = adjusted(lane, suppresses, logits, token) - log_sum;
     LaneOutput {
         lane: id,
         token,
@@ -74,7 +79,7 @@ fn choose(rt: &CpuRuntime, id: LaneId, lane: &Lane, logits: &[f32], scratch: &mu
 }
 
 /// Penalties, bias and suppressed tokens, over all logits.
-fn adjust(lane: &Lane, logits: &mut [f32]) {
+fn adjust(lane: &Lane, suppresses: bool, logits: &mut [f32]) {
     let s = &lane.sampling;
     for (token, x) in logits.iter_mut().enumerate().take(lane.counts.len()) {
         *x = penalised(s, *x, lane.counts[token], lane.in_prompt[token]);
@@ -82,7 +87,7 @@ fn adjust(lane: &Lane, logits: &mut [f32]) {
     for (token, bias) in &s.logit_bias {
         logits[*token as usize] += bias;
     }
-    if lane.generated < s.min_tokens {
+    if suppresses {
         for token in &s.suppressed {
             logits[*token as usize] = f32::NEG_INFINITY;
         }
@@ -90,7 +95,7 @@ fn adjust(lane: &Lane, logits: &mut [f32]) {
 }
 
 /// The same for one token.
-fn adjusted(lane: &Lane, logits: &[f32], token: TokenId) -> f32 {
+fn adjusted(lane: &Lane, suppresses: bool, logits: &[f32], token: TokenId) -> f32 {
     let (s, at) = (&lane.sampling, token as usize);
     let mut x = logits[at];
     if let Some(count) = lane.counts.get(at) {
@@ -99,7 +104,7 @@ fn adjusted(lane: &Lane, logits: &[f32], token: TokenId) -> f32 {
     for (_, bias) in s.logit_bias.iter().filter(|(biased, _)| *biased == token) {
         x += bias;
     }
-    if lane.generated < s.min_tokens && s.suppressed.contains(&token) { f32::NEG_INFINITY } else { x }
+    if suppresses && s.suppressed.contains(&token) { f32::NEG_INFINITY } else { x }
 }
 
 fn penalised(s: &Sampling, x: f32, count: u32, in_prompt: bool) -> f32 {
@@ -112,6 +117,23 @@ fn penalised(s: &Sampling, x: f32, count: u32, in_prompt: bool) -> f32 {
         0 => repeated,
         _ => repeated - s.frequency_penalty * count as f32 - s.presence_penalty,
     }
+}
+
+/// Leaves minus infinity for what the mask does not have; returns the largest logit of what it has.
+fn exclude(mask: &TokenMask, logits: &mut [f32]) -> f32 {
+    let mut largest = f32::NEG_INFINITY;
+    for (logits, word) in logits.chunks_mut(32).zip(mask.words()) {
+        if *word == 0 {
+            // Most words of a grammar's mask are all or nothing.
+            logits.fill(f32::NEG_INFINITY);
+            continue;
+        }
+        let excluded = logits.iter_mut().enumerate().filter(|(bit, _)| word >> bit & 1 == 0);
+        excluded.for_each(|(_, x)| *x = f32::NEG_INFINITY);
+        largest = logits.iter().copied().fold(largest, f32::max);
+    }
+    assert!(f32::NEG_INFINITY < largest, "a mask has a token that may be chosen: {mask:?}");
+    largest
 }
 
 /// Largest logit, and the sum of `e^(logit - largest)`.

@@ -1,12 +1,24 @@
 //! What a token's choice depends on, noise aside.
 
 use super::Real;
-use crate::Sampling;
+use crate::{Sampling, TokenMask};
 use kv::TokenId;
 
-/// Logits after penalties, bias and suppressed tokens. `counts` are occurrences in the completion, `in_prompt` says
-/// which tokens the prompt has; both `[vocab]`. `generated` tokens have been drawn before.
-pub fn adjusted<R: Real>(logits: &[f32], s: &Sampling, counts: &[u32], in_prompt: &[bool], generated: usize) -> Vec<R> {
+/// A lane's history, as far as a token's choice depends on it.
+#[derive(Clone, Copy)]
+pub struct History<'a> {
+    /// Occurrences in the completion: `[vocab]`.
+    pub counts: &'a [u32],
+    /// Which tokens the prompt has: `[vocab]`.
+    pub in_prompt: &'a [bool],
+    /// Tokens of the completion so far.
+    pub generated: usize,
+}
+
+/// Logits after penalties, bias and suppressed tokens (which a mask that has no others lets through): what
+/// log-probabilities are of.
+pub fn adjusted<R: Real>(logits: &[f32], s: &Sampling, history: History<'_>, mask: Option<&TokenMask>) -> Vec<R> {
+    let History { counts, in_prompt, generated } = history;
     let mut out: Vec<R> = logits.iter().map(|x| (*x).into()).collect();
     for (token, x) in out.iter_mut().enumerate() {
         if counts[token] > 0 || in_prompt[token] {
@@ -20,10 +32,17 @@ pub fn adjusted<R: Real>(logits: &[f32], s: &Sampling, counts: &[u32], in_prompt
     for (token, bias) in &s.logit_bias {
         out[*token as usize] = out[*token as usize] + (*bias).into();
     }
-    for token in s.suppressed.iter().filter(|_| generated < s.min_tokens) {
+    for token in s.suppressed.iter().filter(|_| s.suppresses(generated, mask)) {
         out[*token as usize] = R::of(f64::NEG_INFINITY);
     }
     out
+}
+
+/// What a token is chosen from: minus infinity outside the mask.
+pub fn masked<R: Real>(logits: &[R], mask: Option<&TokenMask>) -> Vec<R> {
+    let excluded = |token: usize| mask.is_some_and(|mask| !mask.contains(token as TokenId));
+    let of = |(token, x): (usize, &R)| if excluded(token) { R::of(f64::NEG_INFINITY) } else { *x };
+    logits.iter().enumerate().map(of).collect()
 }
 
 /// Log-probabilities of all tokens.

@@ -7,7 +7,7 @@ use crate::output;
 use crate::session::{Plan, Session, progress_bar};
 use anyhow::{Context, Result, ensure};
 use backend::Sampling;
-use engine::{Event, FinishReason, Finished, Request, Source};
+use engine::{AbortReason, Event, FinishReason, Finished, Request, Source};
 use indicatif::ProgressBar;
 use model::{ChatInput, Message};
 use std::io::{BufRead, IsTerminal, Read, Write};
@@ -203,7 +203,8 @@ impl Output {
             rate(usage.completion_tokens.saturating_sub(1), times.decode),
             match finished.reason {
                 FinishReason::Length => "; stopped by --max-tokens or the context's end",
-                FinishReason::Aborted(_) => "; ended early, its output was not read in time",
+                FinishReason::Aborted(AbortReason::SlowReader) => "; ended early, its output was not read in time",
+                FinishReason::Aborted(_) => "; ended early",
                 FinishReason::Stop | FinishReason::StopString => "",
             },
             finished.attention

@@ -208,9 +208,11 @@ impl Scheduler {
         };
         tokens.extend_from_slice(request.tokens());
         let (prompt_tokens, kv) = (tokens.len(), SequenceKv::new(promise, needs.demand.indexing));
-        let sequence = Sequence { id, request: request_id, choice, tokens, prompt_tokens, kv, lane, phase };
+        let group = self.requests.get_mut(&request_id).expect("an admitted request is known");
+        group.alive.push(id);
+        let constraint = group.constraints.pop();
+        let sequence = Sequence { id, request: request_id, choice, tokens, prompt_tokens, kv, lane, constraint, phase };
         self.sequences.insert(id, sequence);
-        self.requests.get_mut(&request_id).expect("an admitted request is known").alive.push(id);
     }
 
     fn take_lane(&mut self, id: SequenceId) -> LaneId {

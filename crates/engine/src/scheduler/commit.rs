@@ -83,6 +83,8 @@ pub enum Notice {
         choice: u32,
         /// Why.
         reason: FinishReason,
+        /// What went wrong, where something of its own did.
+        error: Option<String>,
         /// Tokens counted.
         usage: Usage,
         /// What ran.
@@ -123,9 +125,11 @@ pub struct Output {
 impl Scheduler {
     /// Takes a step's outcome in; steps are committed in the order in which they were planned.
     pub fn commit(&mut self, outcome: Outcome) -> Vec<Notice> {
-        let Outcome { plan, unit_seconds, decode_seconds, decode_span, prefill, decode } = outcome;
+        let Outcome { mut plan, unit_seconds, decode_seconds, decode_span, prefill, decode } = outcome;
         assert!(self.committed < plan.step && plan.step <= self.planned, "step {} is committed out of turn", plan.step);
         self.committed = plan.step;
+        // Constraints write their next masks in place where nobody shares the last ones.
+        plan.let_masks_go();
         self.learn(&plan, unit_seconds, decode_seconds);
         let mut notices = Vec::new();
         self.report_all(&plan, &mut notices);
@@ -205,7 +209,7 @@ impl Scheduler {
         if let Some(mass) = output.attention_mass {
             running.mass = (running.mass.0 + f64::from(mass), running.mass.1 + 1);
         }
-        let (silent, full) = (at < running.silent, running.committed == running.outputs_max);
+        let (silent, full, token) = (at < running.silent, running.committed == running.outputs_max, output.token);
         if !silent {
             let is_forced = super::decode::forced_output(&request, at).is_some();
             let is_stop = !is_forced && request.is_stop(output.token);
@@ -218,6 +222,8 @@ impl Scheduler {
         }
         if full {
             self.finish(id, FinishReason::Length, notices);
+        } else if !silent && let Err(error) = self.follow(id, at, token) {
+            self.end(id, FinishReason::Aborted(AbortReason::Constraint), Some(error), notices);
         }
     }
 

@@ -1,30 +1,32 @@
 //! The decode step of a plan: every lane whose sequence has outputs to come.
 
 use super::Scheduler;
+use super::constrain::{Leave, leave};
 use crate::plan::DecodePlan;
 use crate::request::Request;
 use backend::{AlgorithmSet, RowDelta, RowTableKind, StepInput, StepKey};
 use kv::{Growth, LaneId, TokenId};
 
 impl Scheduler {
-    /// The lanes that decode, ascending, and the tokens that are forced on them.
+    /// The lanes that decode, ascending, and the tokens that are forced on them or that they may choose.
     pub(super) fn choose_lanes(&mut self) -> Option<DecodePlan> {
         let mut input = StepInput::default();
         let (mut sequences, mut algorithms, mut measure_mass) = (Vec::new(), AlgorithmSet::default(), false);
         for at in 0..self.lanes.len() {
             let Some(id) = self.lanes[at] else { continue };
-            let Some(running) = self.sequences.get_mut(&id).and_then(|sequence| sequence.running_mut()) else {
+            let Some(sequence) = self.sequences.get(&id) else { continue };
+            let Some(running) = sequence.running().filter(|running| running.planned < running.outputs_max) else {
                 continue;
             };
-            if running.planned == running.outputs_max {
-                continue;
-            }
-            let output = running.planned;
-            running.planned += 1;
             let request = self.request_of(id);
+            let forced = forced_output(&request, running.planned);
+            let Leave::Go(mask) = leave(sequence, running, forced) else { continue };
             let lane = LaneId(u16::try_from(at).expect("lanes are numbered by u16"));
             input.active.push(lane);
-            input.forced.extend(forced_output(&request, output).map(|token| (lane, token)));
+            input.forced.extend(forced.map(|token| (lane, token)));
+            input.masks.extend(mask.map(|mask| (lane, mask)));
+            let running = self.sequences.get_mut(&id).and_then(|sequence| sequence.running_mut());
+            running.expect("it runs").planned += 1;
             algorithms = algorithms.with(request.attention.algorithm);
             measure_mass |= request.measure_mass;
             sequences.push(id);

@@ -16,8 +16,19 @@ pub(super) struct Retiring {
 }
 
 impl Scheduler {
-    /// Ends one sequence: it is held, or its rows go.
+    /// Ends one sequence with which nothing is wrong.
     pub(super) fn finish(&mut self, id: SequenceId, reason: FinishReason, notices: &mut Vec<Notice>) {
+        self.end(id, reason, None, notices);
+    }
+
+    /// Ends one sequence: it is held, or its rows go.
+    pub(super) fn end(
+        &mut self,
+        id: SequenceId,
+        reason: FinishReason,
+        error: Option<String>,
+        notices: &mut Vec<Notice>,
+    ) {
         let mut sequence = self.sequences.remove(&id).expect("only living sequences end");
         let request = self.requests[&sequence.request].request.clone();
         self.close_pass(id);
@@ -27,6 +38,7 @@ impl Scheduler {
         let decoded = sequence.running().and_then(|running| running.decoded);
         let usage = self.usage(&request, &sequence);
         let lane = sequence.lane.take();
+        sequence.constraint = None;
         if request.hold && !aborted {
             // The last output has no K and V, and a step in flight may have appended it: it is forgotten.
             let with_kv = sequence.tokens.len() - usize::from(0 < sequence.completion_tokens());
@@ -39,7 +51,7 @@ impl Scheduler {
         } else {
             self.retiring.push(Retiring { after: self.planned, kv: Some(sequence.kv), lane });
         }
-        notices.push(Notice::Finished { request: owner, choice, reason, usage, attention: used, decoded });
+        notices.push(Notice::Finished { request: owner, choice, reason, error, usage, attention: used, decoded });
         self.leave_group(owner, id, aborted);
     }
 
@@ -113,7 +125,7 @@ impl Scheduler {
         let prompt_tokens = self.prefix(request) + request.tokens().len();
         let usage = Usage { prompt_tokens, cached_tokens: 0, completion_tokens: 0 };
         let attention = self.attention(request, Attended::Nothing, 0, None);
-        Notice::Finished { request: id, choice, reason, usage, attention, decoded: None }
+        Notice::Finished { request: id, choice, reason, error: None, usage, attention, decoded: None }
     }
 
     fn usage(&self, request: &Request, sequence: &Sequence) -> Usage {

@@ -1,7 +1,7 @@
 //! Everything recounted from scratch: tests call it after every step.
 
 use super::Scheduler;
-use crate::sequence::Phase;
+use crate::sequence::{Phase, Sequence};
 
 impl Scheduler {
     /// Recounts rows, lanes, slots and requests.
@@ -43,7 +43,15 @@ impl Scheduler {
             if waits != group.alive.is_empty() {
                 return Err(format!("{id}: waiting {waits}, {} choices alive", group.alive.len()));
             }
-            let known = |choice| self.sequences.get(choice).is_some_and(|sequence| sequence.request == *id);
+            let constrained = group.request.constraint.is_some();
+            let constraints = if waits && constrained { group.request.choices } else { 0 };
+            if group.constraints.len() != constraints {
+                return Err(format!("{id}: {} constraints wait, not {constraints}", group.constraints.len()));
+            }
+            let known = |choice| {
+                let sequence: Option<&Sequence> = self.sequences.get(choice);
+                sequence.is_some_and(|of| of.request == *id && of.constraint.is_some() == constrained)
+            };
             if !group.alive.iter().all(known) {
                 return Err(format!("{id}: a living choice is no sequence"));
             }

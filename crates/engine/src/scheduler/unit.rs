@@ -6,6 +6,7 @@
 //! ```
 
 use super::{Notice, Scheduler};
+use crate::constraint::Constrained;
 use crate::plan::{Act, Piece, Plan, PrefillEnd};
 use crate::prefill::{Part, Passes, Prefill};
 use crate::request::Request;
@@ -37,7 +38,8 @@ impl Scheduler {
             return;
         }
         let (unit, mut used) = (self.config.unit_seconds, 0.0);
-        while used < unit * (1.0 - UNIT_REST_SHARE) || self.is_ending() {
+        // The beginning of a prefill is no piece, and a step without any would look like the end of all work.
+        while plan.pieces.is_empty() || used < unit * (1.0 - UNIT_REST_SHARE) || self.is_ending() {
             let open = self.prefilling().filter(|(_, prefill)| prefill.slot.is_some());
             let Some(id) = self.most_urgent(open) else { break };
             let prefill = self.prefill(id);
@@ -203,16 +205,19 @@ impl Scheduler {
         let penalised = request.sampling.repetition_penalty != 1.0;
         let mut sampling = request.sampling.clone();
         sampling.choice = sampling.choice.wrapping_add(sequence.choice);
+        let first = first_input(&request);
+        let constraint = sequence.constraint.as_ref().filter(|_| first == FirstInput::Sampled);
         LaneStart {
             lane: self.lane_of(id),
             algorithm: request.attention.algorithm,
             selection: request.attention.selection,
             len: sequence.kv.len(),
-            first: first_input(&request),
+            first,
             kv_rows: sequence.kv.kv_rows().to_vec(),
             summary_rows: sequence.kv.decode_summary_rows().to_vec(),
             sampling,
             prompt: if penalised { sequence.tokens.clone() } else { Vec::new() },
+            mask: constraint.map(Constrained::mask),
         }
     }
 

@@ -213,7 +213,19 @@ impl Fixture {
 
     /// The same with another first input.
     pub fn start_from(&self, lane: usize, len: usize, selection: Selection, sampling: Sampling, first: FirstInput) {
-        self.runtime.start_lane(&LaneStart {
+        self.runtime.start_lane(&self.lane_start(lane, len, selection, sampling, first));
+    }
+
+    /// What such a lane starts with.
+    pub fn lane_start(
+        &self,
+        lane: usize,
+        len: usize,
+        selection: Selection,
+        sampling: Sampling,
+        first: FirstInput,
+    ) -> LaneStart {
+        LaneStart {
             lane: LaneId(lane as u16),
             algorithm: ALGORITHM,
             selection,
@@ -223,7 +235,8 @@ impl Fixture {
             summary_rows: Vec::new(),
             sampling,
             prompt: Vec::new(),
-        });
+            mask: None,
+        }
     }
 
     /// Runs ops as a decode step over these lanes.

@@ -2,8 +2,11 @@
 
 use super::MakeBackend;
 use super::fixture::{Fixture, Heads, Random, all_exact, check_error};
-use backend::reference::sample as reference;
-use backend::{BIAS_MOST, FirstInput, LaneOutput, PENALTY_MOST, SampleTarget, Sampling, TEMPERATURE_MOST};
+use backend::reference::sample::{self as reference, History};
+use backend::{
+    BIAS_MOST, FirstInput, LaneOutput, LaneStart, PENALTY_MOST, SampleTarget, Sampling, StepInput, TEMPERATURE_MOST,
+    TokenMask,
+};
 use kv::{LaneId, TokenId};
 
 const HEADS: Heads = Heads { kv_heads: 1, group: 1, head_dim: 16 };
@@ -44,7 +47,7 @@ pub fn greedy(make: MakeBackend<'_>) {
             let mut counts = vec![0; vocab];
             for (generated, step) in steps.iter().enumerate() {
                 let got = &step[lane];
-                check_greedy(got, &logits, sampling, &counts, generated);
+                check_greedy(got, &logits, sampling, &counts, generated, None);
                 assert_eq!(got.exact_tokens, 5 + generated, "every token is exact");
                 counts[got.token as usize] += u32::from(lane == 1);
             }
@@ -52,19 +55,30 @@ pub fn greedy(make: MakeBackend<'_>) {
     }
 }
 
-fn check_greedy(got: &LaneOutput, logits: &[f32], s: &Sampling, counts: &[u32], generated: usize) {
-    let what = format!("greedy step {generated} over {} tokens", logits.len());
+fn check_greedy(
+    got: &LaneOutput,
+    logits: &[f32],
+    s: &Sampling,
+    counts: &[u32],
+    generated: usize,
+    mask: Option<&TokenMask>,
+) {
+    let what = format!("greedy step {generated} over {} tokens, {mask:?}", logits.len());
     let in_prompt = vec![false; logits.len()];
-    let plain_logits = reference::adjusted::<f32>(logits, s, counts, &in_prompt, generated);
-    let exact_logits = reference::adjusted::<f64>(logits, s, counts, &in_prompt, generated);
+    let history = History { counts, in_prompt: &in_prompt, generated };
+    let plain_logits = reference::adjusted::<f32>(logits, s, history, mask);
+    let exact_logits = reference::adjusted::<f64>(logits, s, history, mask);
+    let allowed = reference::masked(&plain_logits, mask);
+    let largest = allowed.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let chosen = allowed.iter().position(|x| *x == largest).expect("inside");
     let (plain, exact) = (reference::log_softmax(&plain_logits), reference::log_softmax(&exact_logits));
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|a, b| plain_logits[*b].total_cmp(&plain_logits[*a]).then(a.cmp(b)));
-    assert_eq!(got.token as usize, order[0], "{what}: the first of the largest");
+    assert_eq!(got.token as usize, chosen, "{what}: the first of the largest");
     let top: Vec<usize> = got.top.iter().map(|(token, _)| *token as usize).collect();
     assert_eq!(top, order[..s.top_logprobs], "{what}: the most likely tokens");
     let got: Vec<f32> = got.top.iter().map(|(_, x)| *x).chain([got.logprob]).collect();
-    let at = |x: usize| top.iter().copied().chain([order[0]]).nth(x).expect("inside");
+    let at = |x: usize| top.iter().copied().chain([chosen]).nth(x).expect("inside");
     let plain: Vec<f32> = (0..got.len()).map(|i| plain[at(i)]).collect();
     let exact: Vec<f64> = (0..got.len()).map(|i| exact[at(i)]).collect();
     // The sum of exponentials has its own order: a few roundings of the logits' size.
@@ -108,7 +122,7 @@ pub fn history(make: MakeBackend<'_>) {
         let given = if let FirstInput::Given(token) = first { Some(token) } else { None };
         let completion: Vec<TokenId> = given.into_iter().chain(forced.iter().copied()).collect();
         completion[completion.len() - generated..].iter().for_each(|&token| counts[token as usize] += 1);
-        check_greedy(&step(None), &logits, &sampling, &counts, generated);
+        check_greedy(&step(None), &logits, &sampling, &counts, generated, None);
     }
 }
 
@@ -167,16 +181,138 @@ pub fn draws(make: MakeBackend<'_>) {
         let p = reference::probabilities(&wide, &sampling);
         let mut counts = vec![0_usize; vocab];
         outputs.iter().flatten().for_each(|output| counts[output.token as usize] += 1);
-        let draws = (lanes * steps) as f64;
-        for (token, p) in p.iter().enumerate() {
-            // Five standard deviations of a binomial, and one draw.
-            let (want, allowed) = (p * draws, 5.0 * (p * (1.0 - p) * draws).sqrt() + if *p > 0.0 { 1.0 } else { 0.0 });
-            let got = counts[token] as f64;
-            assert!((got - want).abs() <= allowed, "token {token}: {got} draws, {want} expected under {sampling:?}");
-        }
+        check_draws(&counts, &p, &format!("{sampling:?}"));
         let alone = run(&fixture, &logits, &seeded[..1], steps);
         let tokens = |x: &[Vec<LaneOutput>]| x.iter().map(|step| step[0].token).collect::<Vec<_>>();
         assert_eq!(tokens(&alone), tokens(&outputs), "alone or in a batch, the same text");
+    }
+}
+
+/// Every third token but the most likely one; one token alone; the last one; all.
+fn some_masks(vocab: usize, most_likely: usize) -> Vec<TokenMask> {
+    let of = |allowed: &dyn Fn(usize) -> bool| {
+        let mut mask = TokenMask::none(vocab);
+        (0..vocab).filter(|token| allowed(*token)).for_each(|token| mask.allow(token as TokenId));
+        mask
+    };
+    let masks = [
+        of(&|token| token % 3 == 1 && token != most_likely),
+        of(&|token| token == vocab / 3),
+        of(&|token| token == vocab - 1),
+        of(&|token| (64..96).contains(&token) || token == 0),
+        of(&|_| true),
+    ];
+    masks.into_iter().filter(|mask| !mask.is_empty()).collect()
+}
+
+/// A step of lane 0 under a mask.
+fn masked_step(fixture: &Fixture, logits: &[f32], mask: Option<&TokenMask>, forced: Option<TokenId>) -> LaneOutput {
+    let buffer = fixture.buffer(1, logits.len(), logits);
+    let lane = LaneId(0);
+    let input = StepInput {
+        active: vec![lane],
+        masks: mask.into_iter().map(|mask| (lane, mask.clone())).collect(),
+        forced: forced.into_iter().map(|token| (lane, token)).collect(),
+        ..StepInput::default()
+    };
+    let sample = || fixture.runtime.sample((&buffer).into(), SampleTarget::Lanes);
+    let ticket = fixture.runtime.launch(super::fixture::key(1), &input, &mut { sample });
+    fixture.runtime.collect(ticket).expect("the device works").lanes.remove(0)
+}
+
+/// What a mask excludes is not chosen, log-probabilities are those without it, and it holds for one step.
+pub fn masks(make: MakeBackend<'_>) {
+    for vocab in [1, 3, 31, 33, 113, 1023] {
+        let logits = Random(vocab as u64).normals(vocab, 3.0);
+        let most_likely = (0..vocab).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).expect("a token");
+        let greedy = Sampling {
+            presence_penalty: 0.4,
+            logit_bias: vec![(0, 0.5)],
+            top_logprobs: vocab.min(5),
+            ..Sampling::default()
+        };
+        for mask in some_masks(vocab, most_likely) {
+            let fixture = Fixture::new(make, HEADS, 1, 32, vocab);
+            fixture.start(0, 4, all_exact(), greedy.clone());
+            let mut counts = vec![0; vocab];
+            for (generated, mask) in [Some(&mask), Some(&mask), None, Some(&mask)].into_iter().enumerate() {
+                let got = masked_step(&fixture, &logits, mask, None);
+                check_greedy(&got, &logits, &greedy, &counts, generated, mask);
+                counts[got.token as usize] += 1;
+            }
+            let got = masked_step(&fixture, &logits, Some(&mask), Some(0));
+            assert_eq!(got.token, 0, "a forced token needs no leave");
+        }
+    }
+}
+
+/// A prefill's end chooses by the lanes' own masks, and they are gone afterwards.
+pub fn first_masks(make: MakeBackend<'_>) {
+    let vocab = 113;
+    let logits = Random(8).normals(vocab, 3.0);
+    let most_likely = (0..vocab).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).expect("a token");
+    let masks = some_masks(vocab, most_likely);
+    let fixture = Fixture::new(make, HEADS, masks.len() + 1, 32, vocab);
+    let (sampling, of_lane) = (Sampling { top_logprobs: 3, ..Sampling::default() }, |lane: usize| masks.get(lane));
+    for lane in 0..=masks.len() {
+        fixture.runtime.start_lane(&LaneStart {
+            mask: of_lane(lane).cloned(),
+            ..fixture.lane_start(lane, 4, all_exact(), sampling.clone(), FirstInput::Sampled)
+        });
+    }
+    let buffer = fixture.buffer(1, vocab, &logits);
+    let lanes: Vec<LaneId> = (0..=masks.len() as u16).map(LaneId).collect();
+    fixture.runtime.enqueue(&mut || fixture.runtime.sample((&buffer).into(), SampleTarget::Prefill(&lanes)));
+    let first = fixture.runtime.collect_prefill().expect("the device works").lanes;
+    let all: Vec<usize> = (0..lanes.len()).collect();
+    let buffer = fixture.buffer(lanes.len(), vocab, &logits.repeat(lanes.len()));
+    let next = fixture.step(&all, || fixture.runtime.sample((&buffer).into(), SampleTarget::Lanes)).lanes;
+    for lane in all {
+        check_greedy(&first[lane], &logits, &sampling, &vec![0; vocab], 0, of_lane(lane));
+        check_greedy(&next[lane], &logits, &sampling, &vec![0; vocab], 1, None);
+    }
+}
+
+/// Draws follow the filtered distribution of what is allowed; a mask of suppressed tokens alone lets them through.
+pub fn masked_draws(make: MakeBackend<'_>) {
+    let (vocab, steps) = (37, 2000);
+    let logits = Random(11).normals(vocab, 2.0);
+    let mut mask = TokenMask::none(vocab);
+    (0..vocab as TokenId).filter(|token| token % 4 != 0).for_each(|token| mask.allow(token));
+    for sampling in [
+        Sampling { temperature: 0.8, seed: 3, ..Sampling::default() },
+        Sampling { temperature: 1.5, top_k: 6, top_p: 0.8, min_p: 0.05, seed: 4, ..Sampling::default() },
+    ] {
+        let fixture = Fixture::new(make, HEADS, 1, steps + 8, vocab);
+        fixture.start(0, 4, all_exact(), sampling.clone());
+        let mut counts = vec![0_usize; vocab];
+        (0..steps).for_each(|_| counts[masked_step(&fixture, &logits, Some(&mask), None).token as usize] += 1);
+        let wide: Vec<f64> = logits.iter().map(|x| f64::from(*x)).collect();
+        let p = reference::probabilities(&reference::masked(&wide, Some(&mask)), &sampling);
+        check_draws(&counts, &p, &format!("{mask:?} under {sampling:?}"));
+    }
+    let patient = Sampling { suppressed: vec![4, 9], min_tokens: 3, temperature: 1.0, ..Sampling::default() };
+    let fixture = Fixture::new(make, HEADS, 1, 32, vocab);
+    fixture.start(0, 4, all_exact(), patient);
+    let only = |tokens: &[TokenId]| {
+        let mut mask = TokenMask::none(vocab);
+        tokens.iter().for_each(|&token| mask.allow(token));
+        mask
+    };
+    assert_eq!(masked_step(&fixture, &logits, Some(&only(&[4, 30])), None).token, 30, "4 is suppressed");
+    let got = masked_step(&fixture, &logits, Some(&only(&[4])), None);
+    assert!(got.token == 4 && got.logprob.is_finite(), "the mask wins: {got:?}");
+    let got = masked_step(&fixture, &logits, None, None);
+    assert!(got.token != 4 && got.token != 9, "{got:?}");
+}
+
+/// Counted draws against probabilities: five standard deviations of a binomial, and one draw.
+fn check_draws(counts: &[usize], p: &[f64], what: &str) {
+    let draws = counts.iter().sum::<usize>() as f64;
+    for (token, p) in p.iter().enumerate() {
+        let (want, allowed) = (p * draws, 5.0 * (p * (1.0 - p) * draws).sqrt() + if *p > 0.0 { 1.0 } else { 0.0 });
+        let got = counts[token] as f64;
+        assert!((got - want).abs() <= allowed, "token {token}: {got} draws, {want} expected, {what}");
     }
 }
 

@@ -182,6 +182,7 @@ impl Rig {
             summary_rows: lane.summary_rows.clone(),
             sampling: Sampling::default(),
             prompt: Vec::new(),
+            mask: None,
         });
     }
 

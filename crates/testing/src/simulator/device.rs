@@ -212,7 +212,7 @@ impl Device {
         let outputs = lanes.iter().map(|&id| {
             let lane = state.lanes[id.at()].as_mut().expect("a lane is started before it is sampled");
             assert!(lane.token.is_none() && lane.len == end, "{id}: started at its prompt's end, without a token");
-            let token = drawn(sum, &lane.start.sampling);
+            let token = drawn(sum, &lane.start.sampling, lane.start.mask.as_ref());
             lane.token = Some(token);
             output(id, token, end)
         });
@@ -230,6 +230,7 @@ impl Device {
         assert!(!input.active.is_empty() && input.active.len() <= key.bucket, "a bucket holds the active lanes");
         assert!(input.rows.iter().all(|delta| input.active.contains(&delta.lane)), "rows of lanes that decode");
         assert!(input.forced.iter().all(|(lane, _)| input.active.contains(lane)), "tokens of lanes that decode");
+        assert!(input.masks.iter().all(|(lane, _)| input.active.contains(lane)), "masks of lanes that decode");
         input.rows.iter().for_each(|delta| state.check_unused(delta.row));
         let outputs = input.active.iter().map(|&lane| self.decode_lane(&mut state, key, input, lane)).collect();
         let written = input.active.iter().map(|&lane| (lane, state.written_row(lane))).collect();
@@ -263,7 +264,9 @@ impl Device {
         if let FirstInput::Prompt { outputs, .. } = lane.start.first {
             assert!(outputs < lane.steps || forced.is_some(), "{id}: outputs that are prompt are forced");
         }
-        let token = forced.unwrap_or_else(|| drawn(sum, &lane.start.sampling));
+        let mask = input.masks.iter().find(|(lane, _)| *lane == id).map(|(_, mask)| mask);
+        assert!(forced.is_none() || mask.is_none(), "{id}: a forced token needs no mask");
+        let token = forced.unwrap_or_else(|| drawn(sum, &lane.start.sampling, mask));
         lane.token = Some(token);
         let exact_tokens = lane.start.selection.exact_tokens(lane.len);
         state.lanes[id.at()] = Some(lane);
@@ -404,6 +407,7 @@ mod tests {
             summary_rows: Vec::new(),
             sampling: Sampling::default(),
             prompt: Vec::new(),
+            mask: None,
         });
     }
 

@@ -1,7 +1,8 @@
 //! What the made-up device must say, from the tokens alone.
 
 use super::noise::mix;
-use backend::Sampling;
+use backend::{Sampling, TokenMask};
+use engine::ConstraintFactory;
 use kv::TokenId;
 
 /// Tokens that the device draws: 1 to 50.
@@ -17,13 +18,14 @@ pub fn fold(sum: u64, tag: u64) -> u64 {
     mix(sum ^ tag)
 }
 
-/// The token drawn from what a lane can read.
-pub fn drawn(sum: u64, sampling: &Sampling) -> TokenId {
+/// The token drawn from what a lane can read, among those of the mask where there is one.
+pub fn drawn(sum: u64, sampling: &Sampling, mask: Option<&TokenMask>) -> TokenId {
     let choice = mix(sum ^ sampling.seed << 8 ^ u64::from(sampling.choice));
-    1 + (choice % DRAWN_TOKENS) as TokenId
+    let Some(mask) = mask else { return 1 + (choice % DRAWN_TOKENS) as TokenId };
+    mask.tokens().nth((choice % mask.count() as u64) as usize).expect("a mask that is used is not empty")
 }
 
-/// The first `max_tokens` tokens of a completion: `forced` ones, then drawn ones, up to a stop token (included).
+/// A completion without a constraint.
 pub fn completion(
     prompt: &[TokenId],
     forced: &[TokenId],
@@ -31,6 +33,20 @@ pub fn completion(
     sampling: &Sampling,
     max_tokens: usize,
 ) -> Vec<TokenId> {
+    constrained(prompt, forced, stops, sampling, max_tokens, None)
+}
+
+/// The first `max_tokens` tokens of a completion: `forced` ones, then drawn ones, up to a stop token (included) or to
+/// where its constraint fails.
+pub fn constrained(
+    prompt: &[TokenId],
+    forced: &[TokenId],
+    stops: &[TokenId],
+    sampling: &Sampling,
+    max_tokens: usize,
+    constraint: Option<&ConstraintFactory>,
+) -> Vec<TokenId> {
+    let mut constraint = constraint.map(ConstraintFactory::make);
     let (mut last, mut sum) = (0, 0);
     let mut read = |token| {
         last = tag(last, token);
@@ -42,9 +58,18 @@ pub fn completion(
     let mut completion = Vec::new();
     while completion.len() < max_tokens {
         let given = forced.get(completion.len()).copied();
-        let token = given.unwrap_or_else(|| drawn(seen, sampling));
+        let mut mask = TokenMask::none(super::VOCAB);
+        if let (Some(constraint), None) = (&mut constraint, given)
+            && (constraint.mask(&mut mask).is_err() || mask.is_empty())
+        {
+            break;
+        }
+        let token = given.unwrap_or_else(|| drawn(seen, sampling, constraint.is_some().then_some(&mask)));
         completion.push(token);
         if given.is_none() && stops.contains(&token) {
+            break;
+        }
+        if constraint.as_mut().is_some_and(|constraint| constraint.advance(token).is_err()) {
             break;
         }
         seen = read(token);
