@@ -245,7 +245,8 @@ pub trait Runtime: Inspect + Send + Sync {
     /// The device was lost.
     fn collect(&self, ticket: Ticket) -> Result<StepOutput, BackendError>;
 
-    /// Waits for a prefill's sampled tokens: what `sample` with [`SampleTarget::Prefill`] wrote, in its lanes' order.
+    /// Waits for what prefills produced since the last call: what `sample` with [`SampleTarget::Prefill`] wrote, in its
+    /// lanes' order, and what `score_tokens` wrote, row by row.
     ///
     /// # Errors
     /// The device was lost.
@@ -286,6 +287,10 @@ pub trait Runtime: Inspect + Send + Sync {
     fn sample(&self, logits: View<'_>, target: SampleTarget<'_>);
 
     // Prefill.
+
+    /// What `logits` `[n, vocab]` say of the `n` tokens that came: each one's log-probability (nothing added, nothing
+    /// masked) and rank, and the `top` most likely tokens.
+    fn score_tokens(&self, logits: View<'_>, targets: &[TokenId], top: usize);
 
     /// Causal attention of queries at positions `first..first + n` over staged tokens `0..first + n`:
     /// `[n, q_heads d]` to `[n, q_heads d]`. Keys are blocked at absolute multiples of 128.

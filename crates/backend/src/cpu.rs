@@ -49,6 +49,7 @@ mod rotate_code;
 mod sample;
 mod score_codes;
 mod score_dot;
+mod score_tokens;
 mod staging;
 mod topk;
 

@@ -30,6 +30,6 @@ pub use mask::TokenMask;
 pub use shape::{DeviceInfo, MemoryUse, Rope, RuntimeShape};
 pub use step::{
     AlgorithmId, AlgorithmSet, BIAS_MOST, FirstInput, LaneOutput, LaneStart, PENALTY_MOST, RowCopy, RowDelta,
-    RowTableKind, Sampling, StepInput, StepKey, StepOutput, TEMPERATURE_LEAST, TEMPERATURE_MOST, Ticket,
+    RowTableKind, Sampling, StepInput, StepKey, StepOutput, TEMPERATURE_LEAST, TEMPERATURE_MOST, Ticket, TokenScore,
 };
 pub use tensor::{Tensor, TensorData};

@@ -17,6 +17,7 @@ pub mod rotate_code;
 pub mod sample;
 pub mod score_codes;
 pub mod score_dot;
+pub mod score_tokens;
 pub mod topk;
 
 pub use real::Real;

@@ -238,6 +238,21 @@ pub struct Ticket(pub u64);
 pub struct StepOutput {
     /// One entry per active lane, in the order of `StepInput::active`.
     pub lanes: Vec<LaneOutput>,
+    /// One entry per row of `score_tokens`, in call order; of prefills only.
+    pub scores: Vec<TokenScore>,
+}
+
+/// What a row of logits says of the token that came.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenScore {
+    /// The token.
+    pub token: TokenId,
+    /// Its log-probability under the model alone.
+    pub logprob: f32,
+    /// 1 for the most likely token; equal logits rank by id.
+    pub rank: u32,
+    /// The most likely tokens, most likely first, ties to the lowest id.
+    pub top: Vec<(TokenId, f32)>,
 }
 
 /// One lane's token.

@@ -9,6 +9,9 @@ pub const MESSAGES_MAX: usize = 1024;
 /// Events that may wait for a request's reader; a reader that lets them fill is aborted as too slow.
 pub const EVENTS_MAX: usize = 2048;
 
+/// Most likely tokens that a request may ask for with each token of its prompt.
+pub const PROMPT_LOGPROBS_MAX: usize = 20;
+
 /// The most of a second that decode may claim while prompts wait.
 pub const DECODE_SHARE_MAX: f64 = 0.95;
 

@@ -18,15 +18,17 @@ pub struct Work {
     pub copy: f64,
     /// Prompts whose last token is sampled.
     pub sample: f64,
+    /// Tokens of prompts that go through the output matrix to be scored.
+    pub score: f64,
     /// Calls.
     pub fixed: f64,
 }
 
-const KINDS: usize = 7;
+const KINDS: usize = 8;
 
 impl Work {
     fn amounts(&self) -> [f64; KINDS] {
-        [self.linear, self.last, self.attend, self.index, self.copy, self.sample, self.fixed]
+        [self.linear, self.last, self.attend, self.index, self.copy, self.sample, self.score, self.fixed]
     }
 
     /// Both together.
@@ -39,6 +41,7 @@ impl Work {
             index: self.index + other.index,
             copy: self.copy + other.copy,
             sample: self.sample + other.sample,
+            score: self.score + other.score,
             fixed: self.fixed + other.fixed,
         }
     }
@@ -53,6 +56,7 @@ impl Work {
             index: self.index * times,
             copy: self.copy * times,
             sample: self.sample * times,
+            score: self.score * times,
             fixed: self.fixed * times,
         }
     }
@@ -89,7 +93,9 @@ impl CostModel {
         const FLOPS: f64 = 2e9;
         let (parameters, width) = (layer_parameters as f64, attention_width as f64);
         let linear = 2.0 * parameters / FLOPS;
-        let seconds = [linear, linear, 4.0 * width / FLOPS, 40.0 * width / FLOPS, 4.0 * width / FLOPS, 5e-3, 50e-6];
+        let attend = 4.0 * width / FLOPS;
+        // The output matrix counts for as much as it may for one token.
+        let seconds = [linear, linear, attend, 10.0 * attend, attend, 5e-3, 5e-3, 50e-6];
         CostModel { seconds, seen: [0.0; KINDS], decode_seconds: 5e-3 }
     }
 

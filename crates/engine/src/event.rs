@@ -24,6 +24,9 @@ pub enum Event {
         /// Tokens to prefill.
         total: usize,
     },
+    /// Every token of the prompt, where [`crate::Request::prompt_logprobs`] asks for them: once, before the first
+    /// `Token` or `Finished` of a request that is read to its end.
+    PromptLogprobs(Vec<PromptToken>),
     /// A completion grew by a token.
     Token(Box<TokenEvent>),
     /// A finished sequence keeps its rows and can be forked.
@@ -39,6 +42,19 @@ pub enum Event {
     Finished(Box<Finished>),
     /// The engine could not go on; nothing follows.
     Failed(String),
+}
+
+/// A token of the prompt, as the model expected it: no penalty, bias or mask is in these numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PromptToken {
+    /// The token.
+    pub token: TokenId,
+    /// Its log-probability; `None` for the prompt's first token, before which there is nothing.
+    pub logprob: Option<f32>,
+    /// 1 for the most likely token, ties by id; `None` for the prompt's first.
+    pub rank: Option<u32>,
+    /// The most likely tokens in its place, as many as were asked for; none for the prompt's first.
+    pub top: Vec<(TokenId, f32)>,
 }
 
 /// A completion's next token.

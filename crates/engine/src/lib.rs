@@ -34,14 +34,16 @@ pub mod engine;
 
 pub use backend::TokenMask;
 pub use clock::{Clock, SystemClock};
-pub use config::{DECODE_SHARE_MAX, EVENTS_MAX, EngineConfig, MESSAGES_MAX, pool_rows};
+pub use config::{DECODE_SHARE_MAX, EVENTS_MAX, EngineConfig, MESSAGES_MAX, PROMPT_LOGPROBS_MAX, pool_rows};
 pub use constraint::{Constraint, ConstraintFactory};
 pub use cost::CostModel;
 pub use engine::Engine;
-pub use event::{AbortReason, Attended, AttentionUsed, Event, FinishReason, Finished, Timings, TokenEvent, Usage};
+pub use event::{
+    AbortReason, Attended, AttentionUsed, Event, FinishReason, Finished, PromptToken, Timings, TokenEvent, Usage,
+};
 pub use handle::{RequestHandle, Waited};
 pub use metrics::Metrics;
-pub use model::{Forward, PASSES_MAX, PassView};
+pub use model::{Forward, PASSES_MAX, PassView, ScoreView};
 pub use outbox::{Delivered, EventSink, Outbox, TextFactory, TextOptions, TextStream};
 pub use plan::Plan;
 pub use request::{Attention, Feed, Refusal, Request, RequestId, Source};

@@ -150,6 +150,7 @@ impl Letter {
     fn event(&mut self, notice: Notice, now: f64, feedback: &mut Vec<Feedback>) -> Option<Event> {
         Some(match notice {
             Notice::Prefill { done, total, .. } => Event::Prefill { done, total },
+            Notice::Scored { tokens, .. } => Event::PromptLogprobs(tokens),
             Notice::Refused { refusal, .. } => Event::Refused(Box::new(refusal)),
             Notice::Held { choice, sequence, tokens, .. } => Event::Held { choice, sequence, tokens },
             Notice::Token { sequence, choice, output, .. } => {

@@ -55,6 +55,8 @@ pub enum Act {
         layer: usize,
         /// The positions.
         tokens: Range<usize>,
+        /// How many of them are scored.
+        scored: usize,
     },
     /// K and V of the pass, from staging to rows.
     Scatter {
@@ -98,6 +100,8 @@ pub struct Pass {
     pub end: usize,
     /// Whether the prompt ends with it.
     pub last: bool,
+    /// Whether the prompt's tokens are scored, with so many most likely ones each.
+    pub scores: Option<usize>,
 }
 
 /// How a prompt ends.
@@ -111,6 +115,16 @@ pub enum PrefillEnd {
     Fed,
     /// Nothing follows.
     Done(Vec<SequenceId>),
+}
+
+impl PrefillEnd {
+    /// The request's choices, the one that was prefilled first; none where the prompt goes on in decode steps.
+    pub fn sequences(&self) -> &[SequenceId] {
+        match self {
+            PrefillEnd::Sampled(sequences) | PrefillEnd::Given(sequences, _) | PrefillEnd::Done(sequences) => sequences,
+            PrefillEnd::Fed => &[],
+        }
+    }
 }
 
 /// The decode step.
@@ -135,6 +149,12 @@ impl Plan {
     /// Whether first tokens are drawn for a prompt that ends.
     pub fn samples(&self) -> bool {
         self.ends.iter().any(|end| matches!(end, PrefillEnd::Sampled(_)))
+    }
+
+    /// Whether the unit gives something to collect: first tokens or scores.
+    pub fn has_prefill_output(&self) -> bool {
+        let scores = |piece: &Piece| matches!(piece.act, Act::Layer { scored, .. } if 0 < scored);
+        self.samples() || self.pieces.iter().any(scores)
     }
 
     /// Drops its masks: they were read when the step ran.
@@ -188,7 +208,10 @@ impl fmt::Display for Act {
         match self {
             Act::Copy(copies) => write!(f, "copy {}", copies.len()),
             Act::Gather { pass, layer } => write!(f, "gather {layer} [0..{})", pass.first),
-            Act::Layer { layer, tokens, .. } => write!(f, "layer {layer} [{}..{})", tokens.start, tokens.end),
+            Act::Layer { layer, tokens, scored, .. } => {
+                write!(f, "layer {layer} [{}..{})", tokens.start, tokens.end)?;
+                if 0 < *scored { write!(f, " score {scored}") } else { Ok(()) }
+            }
             Act::Scatter { layer, .. } => write!(f, "scatter {layer}"),
             Act::Index { owner, layer, tokens, .. } => {
                 write!(f, "index {owner} layer {layer} [{}..{})", tokens.start, tokens.end)

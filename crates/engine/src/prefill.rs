@@ -35,6 +35,8 @@ pub(crate) struct Prefill {
     indexed: usize,
     /// Whether the last token's hidden state is sampled.
     samples: bool,
+    /// Whether the prompt's tokens are scored, with so many most likely ones each.
+    scores: Option<usize>,
     /// The open pass `first..end`; moved on when its last layer is done.
     pass: Range<usize>,
     /// The pass buffers it has.
@@ -70,6 +72,7 @@ pub(crate) struct PrefillShape {
     pub(crate) parent: Option<ParentIndex>,
     pub(crate) indexing: Option<Indexing>,
     pub(crate) samples: bool,
+    pub(crate) scores: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +127,8 @@ pub(crate) enum Passes {
 
 impl Prefill {
     pub(crate) fn new(shape: PrefillShape) -> Self {
-        let PrefillShape { layers, pass_tokens, prefix, end, parent, indexing, samples } = shape;
+        let PrefillShape { layers, pass_tokens, prefix, end, parent, indexing, samples, scores } = shape;
+        assert!(scores.is_none() || prefix == 0, "a prompt that is scored is read from its first token");
         let parent = parent.filter(|parent| parent.from < parent.to);
         let stage = parent.map_or(Stage::Begin, |parent| Stage::ParentIndex { layer: 0, from: parent.from });
         let indexed = if prefix == 0 { 0 } else { indexing.map_or(0, |indexing| indexing.indexed_tokens(prefix)) };
@@ -138,6 +142,7 @@ impl Prefill {
             indexing,
             indexed,
             samples,
+            scores,
             pass,
             slot: None,
             stage,
@@ -169,7 +174,19 @@ impl Prefill {
     /// The open pass.
     pub(crate) fn pass(&self) -> Pass {
         let slot = self.slot.expect("a pass that is prefilled has a slot");
-        Pass { slot, first: self.pass.start, end: self.pass.end, last: self.pass.end == self.end }
+        let Range { start: first, end } = self.pass;
+        Pass { slot, first, end, last: end == self.end, scores: self.scores }
+    }
+
+    /// Tokens that a part scores: all that it takes through the last layer, but for the prompt's last, behind which
+    /// there is none.
+    pub(crate) fn scored(&self, part: &Part) -> usize {
+        match part {
+            Part::Layer { layer, tokens } if self.scores.is_some() && layer + 1 == self.layers => {
+                tokens.end.min(self.end - 1) - tokens.start
+            }
+            _ => 0,
+        }
     }
 
     /// Tokens to prefill, and how many of them are done: whole passes, and the open one by its layers.
@@ -264,7 +281,8 @@ impl Prefill {
         let attend = tokens * (first + tokens / 2.0);
         let copy = if done < total { first + tokens } else { 0.0 };
         let layer = Work { linear: tokens, attend, copy, fixed: 3.0, ..Work::default() };
-        let index = Work { index: self.remaining_index() as f64, ..Work::default() };
+        let score = if self.scores.is_some() { tokens } else { 0.0 };
+        let index = Work { index: self.remaining_index() as f64, score, ..Work::default() };
         cost.seconds(&layer.times(self.layers as f64).plus(index))
     }
 
@@ -320,13 +338,15 @@ impl Prefill {
 
     fn layer_work(&self, layer: usize, tokens: Range<usize>) -> Work {
         let count = tokens.len() as f64;
+        let last = layer + 1 == self.layers;
         // Nobody needs the last layer's output but the prompt's last token, whichever pass the others are in.
-        if layer + 1 == self.layers {
+        if last && self.scores.is_none() {
             let sees_end = if tokens.end == self.end { tokens.end as f64 } else { 0.0 };
             return Work { last: count, attend: sees_end, fixed: 1.0, ..Work::default() };
         }
         let attend = count * (tokens.start + tokens.end) as f64 / 2.0;
-        Work { linear: count, attend, fixed: 1.0, ..Work::default() }
+        let score = if last { count } else { 0.0 };
+        Work { linear: count, attend, score, fixed: 1.0, ..Work::default() }
     }
 }
 
@@ -359,6 +379,7 @@ mod tests {
             parent: Some(parent),
             indexing: Some(indexing),
             samples: true,
+            scores: None,
         };
         let mut prefill = Prefill::new(shape);
         let (cost, mut left) = (CostModel::default(), layers * indexing.indexed_tokens(end));

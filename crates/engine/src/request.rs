@@ -74,6 +74,9 @@ pub struct Request {
     pub forced: Vec<TokenId>,
     /// What the tokens of each completion must follow; forced ones are told to it and not checked.
     pub constraint: Option<ConstraintFactory>,
+    /// Log-probabilities of the prompt's own tokens, and of so many most likely ones in each one's place, up to
+    /// [`crate::PROMPT_LOGPROBS_MAX`]. Such a prompt is read from its first token and takes longer; not for forks.
+    pub prompt_logprobs: Option<usize>,
     /// Whether the sequences' rows stay when they are finished, until released: parents of forks.
     pub hold: bool,
     /// Whether the share of dense attention that the exact tokens hold is measured.
@@ -97,6 +100,7 @@ impl Request {
             ignore_eos: false,
             forced: Vec::new(),
             constraint: None,
+            prompt_logprobs: None,
             hold: false,
             measure_mass: false,
             skip_special: true,

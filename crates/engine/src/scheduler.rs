@@ -71,7 +71,7 @@ pub struct Scheduler {
     planned: u64,
     /// The last step committed.
     committed: u64,
-    /// The last step planned that draws a prompt's first tokens.
+    /// The last step planned whose unit gives something to collect.
     sampled: u64,
     /// Ids given out.
     sequences_made: u64,

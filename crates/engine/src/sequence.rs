@@ -4,6 +4,7 @@ use crate::RequestId;
 use crate::constraint::Constrained;
 use crate::prefill::Prefill;
 use crate::scheduler::Span;
+use backend::TokenScore;
 use kv::{LaneId, SequenceId, SequenceKv, TokenId};
 
 /// A token stream being generated, or kept for forks.
@@ -19,6 +20,9 @@ pub(crate) struct Sequence {
     pub(crate) tokens: Vec<TokenId>,
     /// How many of them are the prompt.
     pub(crate) prompt_tokens: usize,
+    /// What the model says of the prompt's tokens behind the first, where that is asked for; grows by `commit`, taken
+    /// when the prompt ends.
+    pub(crate) scores: Vec<TokenScore>,
     /// Its rows.
     pub(crate) kv: SequenceKv,
     /// From admission to its end; `None` where it does not decode.

@@ -7,7 +7,7 @@
 use crate::outbox::{EventSink, Feedback, Outbox};
 use crate::plan::{Act, Pass, Piece, Plan};
 use crate::scheduler::{Notice, Outcome, Scheduler, Span};
-use crate::{AbortReason, Clock, Event, FinishReason, Forward, PassView, Refusal, Request, RequestId};
+use crate::{AbortReason, Clock, Event, FinishReason, Forward, PassView, Refusal, Request, RequestId, ScoreView};
 use backend::{BackendError, Runtime, StepOutput, Ticket};
 use kv::SequenceId;
 use std::collections::VecDeque;
@@ -110,13 +110,14 @@ impl Steps {
             return Ok(None);
         }
         let Some(Launched { plan, ticket, began_at, unit_at }) = self.in_flight.pop_front() else { return Ok(None) };
-        let prefill = if plan.samples() { self.runtime.collect_prefill()? } else { StepOutput::default() };
+        let collects = plan.has_prefill_output();
+        let prefill = if collects { self.runtime.collect_prefill()? } else { StepOutput::default() };
         let sampled_at = self.clock.seconds();
         let decode = ticket.map_or(Ok(StepOutput::default()), |ticket| self.runtime.collect(ticket))?;
         let now = self.clock.seconds();
         let (unit, step) = if self.runtime.steps_in_flight() == 1 {
             // Calls return when they are done: each part is measured by itself.
-            let sampling = if plan.samples() && plan.decode.is_none() { sampled_at - unit_at } else { 0.0 };
+            let sampling = if collects && plan.decode.is_none() { sampled_at - unit_at } else { 0.0 };
             (unit_at - began_at + sampling, now - unit_at - sampling)
         } else {
             // Steps run back to back on the device: the time between two collects, split as predicted.
@@ -204,7 +205,7 @@ impl Steps {
                 let view = self.pass_view(of, pass);
                 runtime.enqueue(&mut || forward.prefill_gather(runtime, &view, *layer));
             }
-            Act::Layer { pass, layer, tokens } => {
+            Act::Layer { pass, layer, tokens, .. } => {
                 let view = self.pass_view(of, pass);
                 runtime.enqueue(&mut || forward.prefill_layer(runtime, &view, *layer, tokens.clone()));
             }
@@ -228,9 +229,12 @@ impl Steps {
     }
 
     fn pass_view(&self, sequence: SequenceId, pass: &Pass) -> PassView<'_> {
+        let tokens = self.scheduler.tokens(sequence);
+        let targets = &tokens[pass.first + 1..tokens.len().min(pass.end + 1)];
         PassView {
             slot: pass.slot,
-            tokens: &self.scheduler.tokens(sequence)[pass.first..pass.end],
+            tokens: &tokens[pass.first..pass.end],
+            score: pass.scores.map(|top| ScoreView { targets, top }),
             first: pass.first,
             last_pass: pass.last,
             kv_rows: self.scheduler.kv_rows(sequence),

@@ -28,6 +28,17 @@ pub struct PassView<'a> {
     pub last_pass: bool,
     /// The sequence's KV row table, long enough for the pass.
     pub kv_rows: &'a [RowId],
+    /// Where the prompt's tokens are scored; `None` where nobody asks.
+    pub score: Option<ScoreView<'a>>,
+}
+
+/// What a pass is to say of the tokens behind its own.
+#[derive(Clone, Copy, Debug)]
+pub struct ScoreView<'a> {
+    /// The token behind each of the pass's tokens; one fewer where the prompt ends with the pass.
+    pub targets: &'a [TokenId],
+    /// How many most likely tokens are reported with each.
+    pub top: usize,
 }
 
 /// Passes that may be open at once: a long prompt and a short one that overtakes it.
@@ -39,7 +50,8 @@ pub trait Forward: Send + Sync {
     fn layers(&self) -> usize;
 
     /// One layer for the pass's tokens at positions `tokens`: norm, QKV into staging, attention, MLP. Layer 0 embeds
-    /// first. The last layer stops at K and V, but for the prompt's last token.
+    /// first. The last layer stops at K and V, but for the prompt's last token; of a pass that is scored every token
+    /// goes on to its logits, and `score_tokens` sees each that has a target.
     fn prefill_layer(&self, runtime: &dyn Runtime, pass: &PassView<'_>, layer: usize, tokens: Range<usize>);
 
     /// K and V of positions `0..pass.first` of a layer, from rows to staging.

@@ -33,7 +33,7 @@ pub use checkpoint::Checkpoint;
 pub use config::{Architecture, ModelConfig, RopeConfig};
 pub use decoder::{Decoder, DecoderLimits};
 pub use error::Error;
-pub use forward::{Forward, PASSES_MAX, PassView};
+pub use forward::{Forward, PASSES_MAX, PassView, ScoreView};
 pub use generation::Generation;
 pub use source::{ModelSource, Opened, open, open_gguf_bytes};
 pub use tensor_list::TensorSpec;

@@ -25,6 +25,7 @@ pub mod pool_mean;
 pub mod rotate_code;
 pub mod score_codes;
 pub mod score_dot;
+pub mod score_tokens;
 pub mod topk;
 
 /// Makes a backend that spreads its work over this many threads (where that means something).

@@ -1,8 +1,11 @@
-//! The needle model's golden documents, questions and accuracies (`golden/needle/README.md`).
+//! The needle model's golden documents, questions and accuracies (`golden/needle/README.md`), and tiny random models of
+//! every variant with logits of the transformers library (`tools/make_tiny_models.py`).
 
 use kv::TokenId;
+use model::{ModelSource, Opened};
+use safetensors::SafeTensors;
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Everything known about one context.
 pub struct GoldenContext {
@@ -82,4 +85,67 @@ impl GoldenContext {
     pub fn accuracy(&self, key: &str) -> f64 {
         self.accuracy[key].as_f64().expect("an accuracy")
     }
+}
+
+/// A tiny model and what the reference says of one text.
+pub struct TinyModel {
+    /// Its folder's name.
+    pub name: String,
+    /// The model.
+    pub opened: Opened,
+    /// The text.
+    pub tokens: Vec<TokenId>,
+    /// `[tokens][vocab]` log-probabilities of the token behind each.
+    pub exact: Vec<Vec<f64>>,
+    /// The same with K and V rounded to bf16.
+    rounded: Vec<Vec<f64>>,
+}
+
+/// All of them, in the order of their names.
+///
+/// # Panics
+/// The files are not as the tool writes them.
+pub fn tiny_models() -> Vec<TinyModel> {
+    let entries = std::fs::read_dir(folder().join("tiny")).expect("golden/tiny");
+    let mut folders: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    folders.retain(|path| path.join("logits.safetensors").is_file());
+    folders.sort();
+    folders.iter().map(|folder| TinyModel::read(folder)).collect()
+}
+
+impl TinyModel {
+    fn read(folder: &Path) -> Self {
+        let name = folder.file_name().expect("a name").to_string_lossy().to_string();
+        let opened = model::open(&ModelSource::Folder(folder.to_path_buf())).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let bytes = std::fs::read(folder.join("logits.safetensors")).expect("logits.safetensors");
+        let file = SafeTensors::deserialize(&bytes).expect("safetensors");
+        let ids = file.tensor("input_ids").expect("input_ids");
+        let width = ids.data().len() / ids.shape().iter().product::<usize>();
+        let low = |b: &[u8]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+        let log_probabilities = |name| {
+            let tensor = file.tensor(name).expect("logits");
+            let vocab = *tensor.shape().last().expect("two extents");
+            let values: Vec<f32> = tensor.data().chunks_exact(4).map(|b| f32::from_bits(low(b))).collect();
+            values.chunks_exact(vocab).map(log_softmax).collect::<Vec<_>>()
+        };
+        TinyModel {
+            name,
+            opened,
+            tokens: ids.data().chunks_exact(width).map(low).collect(),
+            exact: log_probabilities("logits_f32"),
+            rounded: log_probabilities("logits_kv_bf16"),
+        }
+    }
+
+    /// Twice the largest difference that rounding K and V makes.
+    pub fn bound(&self) -> f64 {
+        let pairs = self.exact.iter().flatten().zip(self.rounded.iter().flatten());
+        2.0 * pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+    }
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let largest = logits.iter().copied().fold(f32::MIN, f32::max);
+    let sum: f64 = logits.iter().map(|x| f64::from(x - largest).exp()).sum();
+    logits.iter().map(|x| f64::from(x - largest) - sum.ln()).collect()
 }

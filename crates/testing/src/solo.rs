@@ -84,7 +84,7 @@ impl Solo {
     }
 
     fn begin(&mut self, tokens: &[TokenId], unit: usize, sampling: Sampling) -> LaneOutput {
-        let pass = PassView { slot: 1, tokens, first: 0, last_pass: true, kv_rows: &self.kv_rows };
+        let pass = PassView { slot: 1, tokens, first: 0, last_pass: true, kv_rows: &self.kv_rows, score: None };
         let (runtime, decoder) = (self.runtime.as_ref(), &self.decoder);
         let indexed = self.selection.indexed_tokens(tokens.len() + 1);
         self.len = tokens.len();

@@ -39,6 +39,7 @@ suites! {
     prefill_attend: ops::prefill_attend::prefill_attend;
     attend_row_tables: ops::attend::row_tables;
     merge: ops::merge::merge;
+    score_tokens: ops::score_tokens::score_tokens;
     sample_greedy: ops::sample::greedy;
     sample_history: ops::sample::history;
     sample_extremes: ops::sample::extremes;

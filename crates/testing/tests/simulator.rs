@@ -80,6 +80,9 @@ impl Day {
         if noise.once_in(4) {
             request.forced = (0..1 + noise.below(5)).map(|_| noise.below(50) as TokenId).collect();
         }
+        if noise.once_in(3) && matches!(request.source, Source::Prompt(_)) {
+            request.prompt_logprobs = Some(noise.below(3));
+        }
         if noise.once_in(3) {
             let seen: Vec<TokenId> = (0..noise.below(40)).map(|_| noise.below(50) as TokenId).collect();
             let factories = [Residue::factory(5, 3, &[7, 20]), Turns::factory(), Fixed::factory(&seen)];
@@ -162,6 +165,19 @@ impl Day {
         if let Some((_, Event::Refused(_))) = self.simulation.seen(id).last() {
             assert_eq!(self.simulation.seen(id).len(), 2, "accepted, then refused: {name}");
             return;
+        }
+        let events = self.simulation.seen(id);
+        let scored = |event: &Event| matches!(event, Event::PromptLogprobs(_));
+        let at = events.iter().position(|(_, event)| scored(event));
+        let ends = |event: &Event| matches!(event, Event::Token(_) | Event::Finished(_));
+        let behind = events.iter().position(|(_, event)| ends(event)).expect("it ended");
+        match (at.map(|at| (at, &events[at].1)), request.prompt_logprobs) {
+            (Some((at, Event::PromptLogprobs(tokens))), Some(top)) => {
+                assert_eq!(*tokens, naive::prompt_logprobs(&expected.prompt, top), "{name}");
+                assert!(at < behind && !events[at + 1..].iter().any(|(_, event)| scored(event)), "once, first: {name}");
+            }
+            (None, Some(_)) => assert!(self.aborted.contains(&id), "not told: {name}"),
+            (at, top) => assert!(at.is_none() && top.is_none(), "told though not asked: {name}"),
         }
         assert_eq!((finished.len(), choices.len()), (request.choices, request.choices), "ends once: {name}");
         for end in finished {

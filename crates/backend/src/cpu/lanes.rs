@@ -1,6 +1,8 @@
 //! Per-lane state: what a CUDA backend keeps in device arrays.
 
-use crate::{AlgorithmId, FirstInput, LaneOutput, LaneStart, RowDelta, RowTableKind, Sampling, StepInput, TokenMask};
+use crate::{
+    AlgorithmId, FirstInput, LaneOutput, LaneStart, RowDelta, RowTableKind, Sampling, StepInput, TokenMask, TokenScore,
+};
 use kv::{LaneId, RowId, Selection, TokenId};
 
 /// One running sequence as the ops see it.
@@ -59,6 +61,8 @@ pub struct Lanes {
     pub output: Vec<LaneOutput>,
     /// What it produced at the ends of prefills that are not collected yet.
     pub prefill_output: Vec<LaneOutput>,
+    /// What `score_tokens` produced that is not collected yet.
+    pub scores: Vec<TokenScore>,
 }
 
 impl Lanes {
@@ -69,6 +73,7 @@ impl Lanes {
             active: Vec::new(),
             output: Vec::new(),
             prefill_output: Vec::new(),
+            scores: Vec::new(),
         }
     }
 

@@ -8,13 +8,13 @@ use super::threads::Threads;
 use super::weight::{Matrix, Vector};
 use super::workspace::Workspace;
 use super::{attend, attention_mass, elementwise, estimate, gemm, group_reduce, merge, pool_mean};
-use super::{prefill_attend, qkv_append, rotate_code, sample, score_codes, score_dot, staging, topk};
+use super::{prefill_attend, qkv_append, rotate_code, sample, score_codes, score_dot, score_tokens, staging, topk};
 use crate::{
     AlgorithmId, BackendError, Batch, Buffer, EstimateSource, HeadNorms, IndexUnits, Inspect, KvTarget, LaneStart,
     PageSource, Partial, Rotations, RowCopy, Runtime, RuntimeShape, SampleTarget, StepInput, StepKey, StepOutput,
     Ticket, TokenSource, VectorSummary, View, Weight,
 };
-use kv::{LaneId, PAGE_TOKENS, PageEntry, RowId};
+use kv::{LaneId, PAGE_TOKENS, PageEntry, RowId, TokenId};
 use std::ops::Range;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -164,11 +164,13 @@ impl Runtime for CpuRuntime {
     }
 
     fn collect(&self, _ticket: Ticket) -> Result<StepOutput, BackendError> {
-        Ok(StepOutput { lanes: std::mem::take(&mut self.lanes_mut().output) })
+        Ok(StepOutput { lanes: std::mem::take(&mut self.lanes_mut().output), scores: Vec::new() })
     }
 
     fn collect_prefill(&self) -> Result<StepOutput, BackendError> {
-        Ok(StepOutput { lanes: std::mem::take(&mut self.lanes_mut().prefill_output) })
+        let mut lanes = self.lanes_mut();
+        let (output, scores) = (std::mem::take(&mut lanes.prefill_output), std::mem::take(&mut lanes.scores));
+        Ok(StepOutput { lanes: output, scores })
     }
 
     fn steps_in_flight(&self) -> usize {
@@ -205,6 +207,10 @@ impl Runtime for CpuRuntime {
 
     fn sample(&self, logits: View<'_>, target: SampleTarget<'_>) {
         sample::sample(self, logits, target);
+    }
+
+    fn score_tokens(&self, logits: View<'_>, targets: &[TokenId], top: usize) {
+        score_tokens::score_tokens(self, logits, targets, top);
     }
 
     fn prefill_attend(&self, staging: &Buffer, first: usize, n: usize, q: View<'_>, out: View<'_>) {

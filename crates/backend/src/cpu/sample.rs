@@ -173,7 +173,7 @@ fn first_at(logits: &[f32], x: f32) -> TokenId {
 }
 
 /// The `count` most likely tokens with their logits, most likely first, ties to the lowest id.
-fn most_likely(logits: &[f32], count: usize) -> Vec<(TokenId, f32)> {
+pub(super) fn most_likely(logits: &[f32], count: usize) -> Vec<(TokenId, f32)> {
     let count = count.min(logits.len());
     let mut top: Vec<(TokenId, f32)> = Vec::with_capacity(count + 1);
     for (token, x) in logits.iter().enumerate().filter(|_| count > 0) {

@@ -153,7 +153,7 @@ struct Output {
 impl Output {
     fn show(&mut self, session: &Session, event: Event) -> Result<()> {
         match event {
-            Event::Accepted { .. } | Event::Held { .. } => {}
+            Event::Accepted { .. } | Event::Held { .. } | Event::PromptLogprobs(_) => {}
             Event::Prefill { done, total } => {
                 self.bar.set_length(total as u64);
                 self.bar.set_position(done as u64);

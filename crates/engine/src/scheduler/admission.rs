@@ -1,10 +1,10 @@
 //! Who may begin: a request is admitted in arrival order, when the rows to its end and its lanes are there.
 
 use super::{Notice, Scheduler};
-use crate::EngineConfig;
 use crate::prefill::{ParentIndex, Prefill, PrefillShape};
 use crate::request::{Refusal, Request, RequestId, Source};
 use crate::sequence::{Phase, Sequence};
+use crate::{EngineConfig, PROMPT_LOGPROBS_MAX};
 use backend::AlgorithmId;
 use kv::{Demand, Indexing, LaneId, Reservation, SequenceId, SequenceKv, SummaryKey};
 use std::collections::BTreeSet;
@@ -104,6 +104,7 @@ impl Scheduler {
         {
             return Err(Refusal::UnknownParent { parent });
         }
+        check_prompt_logprobs(request, vocab)?;
         let prompt_tokens = self.prefix(request) + request.tokens().len();
         if max_model_len < prompt_tokens + usize::from(0 < request.max_tokens) {
             return Err(Refusal::PromptTooLong { prompt_tokens, max_model_len });
@@ -179,6 +180,7 @@ impl Scheduler {
             end: needs.demand.start,
             parent: needs.parent,
             indexing: needs.demand.indexing,
+            scores: request.prompt_logprobs,
             samples: 0 < request.max_tokens && !request.feeds_by_decode() && request.forced.is_empty(),
         }));
         let first = promise.split(needs.demand.first().total());
@@ -211,7 +213,18 @@ impl Scheduler {
         let group = self.requests.get_mut(&request_id).expect("an admitted request is known");
         group.alive.push(id);
         let constraint = group.constraints.pop();
-        let sequence = Sequence { id, request: request_id, choice, tokens, prompt_tokens, kv, lane, constraint, phase };
+        let sequence = Sequence {
+            id,
+            request: request_id,
+            choice,
+            tokens,
+            prompt_tokens,
+            scores: Vec::new(),
+            kv,
+            lane,
+            constraint,
+            phase,
+        };
         self.sequences.insert(id, sequence);
     }
 
@@ -219,5 +232,16 @@ impl Scheduler {
         let at = self.lanes.iter().position(Option::is_none).expect("admission counted the free lanes");
         self.lanes[at] = Some(id);
         LaneId(u16::try_from(at).expect("lanes are numbered by u16"))
+    }
+}
+
+/// Whether a prompt's tokens can be scored as a request asks.
+fn check_prompt_logprobs(request: &Request, vocab: usize) -> Result<(), Refusal> {
+    let Some(top) = request.prompt_logprobs else { return Ok(()) };
+    let most = PROMPT_LOGPROBS_MAX.min(vocab);
+    match request.parent() {
+        Some(_) => Err(Refusal::Invalid("prompt_logprobs is not for forks: their parents' tokens are not read".into())),
+        None if most < top => Err(Refusal::Invalid(format!("prompt_logprobs is {top} and may be at most {most}"))),
+        None => Ok(()),
     }
 }

@@ -1,11 +1,11 @@
 //! What a collected step means: outputs become tokens, sequences end, rows come back.
 
 use super::Scheduler;
-use crate::event::{AbortReason, AttentionUsed, FinishReason, Usage};
-use crate::plan::{Plan, PrefillEnd};
+use crate::event::{AbortReason, AttentionUsed, FinishReason, PromptToken, Usage};
+use crate::plan::{Act, Plan, PrefillEnd};
 use crate::request::{Refusal, RequestId};
 use crate::sequence::Phase;
-use backend::{LaneOutput, StepOutput};
+use backend::{LaneOutput, StepOutput, TokenScore};
 use kv::{SequenceId, TokenId};
 
 /// A step that was collected.
@@ -19,7 +19,7 @@ pub struct Outcome {
     pub decode_seconds: Option<f64>,
     /// When the decode step ran; of no meaning where it had none.
     pub decode_span: Span,
-    /// First tokens of a prompt that ended.
+    /// First tokens of a prompt that ended, and scores of prompts.
     pub prefill: StepOutput,
     /// Tokens of the decode step.
     pub decode: StepOutput,
@@ -45,6 +45,13 @@ pub enum Notice {
         done: usize,
         /// Tokens to do.
         total: usize,
+    },
+    /// What the model says of a prompt.
+    Scored {
+        /// Whose.
+        request: RequestId,
+        /// The prompt's tokens, all of them.
+        tokens: Vec<PromptToken>,
     },
     /// A completion's next token.
     Token {
@@ -99,6 +106,7 @@ impl Notice {
     pub fn request(&self) -> RequestId {
         match self {
             Notice::Prefill { request, .. }
+            | Notice::Scored { request, .. }
             | Notice::Token { request, .. }
             | Notice::Held { request, .. }
             | Notice::Refused { request, .. }
@@ -133,7 +141,8 @@ impl Scheduler {
         self.learn(&plan, unit_seconds, decode_seconds);
         let mut notices = Vec::new();
         self.report_all(&plan, &mut notices);
-        self.accept_ends(&plan, prefill, &mut notices);
+        self.accept_scores(&plan, prefill.scores);
+        self.accept_ends(&plan, prefill.lanes, &mut notices);
         self.accept_decoded(&plan, decode, decode_span, &mut notices);
         self.reclaim();
         self.refuse_stuck(&mut notices);
@@ -159,9 +168,38 @@ impl Scheduler {
         }
     }
 
-    fn accept_ends(&mut self, plan: &Plan, prefill: StepOutput, notices: &mut Vec<Notice>) {
-        let mut sampled = prefill.lanes.into_iter();
+    /// Scores go to the prompts whose pieces made them, in order.
+    fn accept_scores(&mut self, plan: &Plan, scores: Vec<TokenScore>) {
+        let mut scores = scores.into_iter();
+        for piece in &plan.pieces {
+            let Act::Layer { scored, .. } = &piece.act else { continue };
+            let of_piece = scores.by_ref().take(*scored);
+            match self.sequences.get_mut(&piece.sequence) {
+                Some(sequence) => sequence.scores.extend(of_piece),
+                // It ended while the step was in flight.
+                None => of_piece.for_each(drop),
+            }
+        }
+        assert!(scores.next().is_none(), "step {}: as many scores as were planned", plan.step);
+    }
+
+    /// A prompt has ended: what the model says of it is told before anything that follows.
+    fn report_scores(&mut self, first: SequenceId, notices: &mut Vec<Notice>) {
+        if !self.is_alive(first) || self.request_of(first).prompt_logprobs.is_none() {
+            return;
+        }
+        let sequence = self.sequences.get_mut(&first).expect("it is alive");
+        let (scores, request) = (std::mem::take(&mut sequence.scores), sequence.request);
+        assert_eq!(scores.len() + 1, sequence.prompt_tokens, "{first}: every token but the first is scored");
+        let begins = PromptToken { token: sequence.tokens[0], logprob: None, rank: None, top: Vec::new() };
+        let tokens = std::iter::once(begins).chain(scores.into_iter().map(PromptToken::from)).collect();
+        notices.push(Notice::Scored { request, tokens });
+    }
+
+    fn accept_ends(&mut self, plan: &Plan, sampled: Vec<LaneOutput>, notices: &mut Vec<Notice>) {
+        let mut sampled = sampled.into_iter();
         for end in &plan.ends {
+            end.sequences().first().iter().for_each(|&&first| self.report_scores(first, notices));
             match end {
                 PrefillEnd::Sampled(sequences) => {
                     for (&id, output) in sequences.iter().zip(&mut sampled) {
@@ -283,6 +321,13 @@ impl From<LaneOutput> for Output {
             exact_tokens: Some(output.exact_tokens),
             attention_mass: output.attention_mass,
         }
+    }
+}
+
+impl From<TokenScore> for PromptToken {
+    fn from(score: TokenScore) -> Self {
+        let TokenScore { token, logprob, rank, top } = score;
+        PromptToken { token, logprob: Some(logprob), rank: Some(rank), top }
     }
 }
 

@@ -44,8 +44,9 @@ impl Scheduler {
             let Some(id) = self.most_urgent(open) else { break };
             let prefill = self.prefill(id);
             let Some(part) = prefill.next(unit - used, &self.cost) else { break };
-            if part == Part::Sample && self.committed < self.sampled {
-                // One prompt's first tokens are collected at a time.
+            let collects = part == Part::Sample || 0 < prefill.scored(&part);
+            if collects && self.committed < self.sampled {
+                // What prefills produce is collected for one step at a time.
                 break;
             }
             let work = prefill.work(&part);
@@ -63,7 +64,7 @@ impl Scheduler {
             self.open_passes();
         }
         plan.unit_seconds = used;
-        if plan.samples() {
+        if plan.has_prefill_output() {
             self.sampled = plan.step;
         }
         self.age(plan);
@@ -106,7 +107,8 @@ impl Scheduler {
             Part::Gather { layer } => push(plan, Act::Gather { pass: pass_or("gather"), layer: *layer }),
             Part::Scatter { layer } => push(plan, Act::Scatter { pass: pass_or("scatter"), layer: *layer }),
             Part::Layer { layer, tokens } => {
-                push(plan, Act::Layer { pass: pass_or("layer"), layer: *layer, tokens: tokens.clone() });
+                let (scored, tokens) = (self.prefill(id).scored(&part), tokens.clone());
+                push(plan, Act::Layer { pass: pass_or("layer"), layer: *layer, tokens, scored });
             }
             Part::Start => self.start_lanes(id, plan),
             Part::Sample => {

@@ -9,6 +9,9 @@ use sparse::AttendBuffers;
 /// Tokens of a prefill unit that pass a layer together; a longer unit goes in several strides.
 pub(super) const STRIDE_TOKENS: usize = 512;
 
+/// Tokens whose logits are there at once where a prompt's tokens are scored.
+pub(super) const SCORE_ROWS: usize = 64;
+
 /// What a layer's ops hand to each other: one row per lane or token.
 pub(super) struct LayerBuffers {
     /// `[rows, hidden]`: normed input of a product.
@@ -89,7 +92,7 @@ pub(super) struct UnitBuffers {
     pub(super) layer: LayerBuffers,
     /// `[STRIDE_TOKENS, q_heads d]`
     pub(super) attended: Buffer,
-    /// `[1, vocab]`
+    /// `[SCORE_ROWS, vocab]`: one row for a prompt's last token, all of them for its log-probabilities.
     pub(super) logits: Buffer,
 }
 
@@ -98,14 +101,14 @@ impl UnitBuffers {
         Ok(UnitBuffers {
             layer: LayerBuffers::new(backend, config, STRIDE_TOKENS)?,
             attended: backend.buffer("activations", STRIDE_TOKENS, config.q_columns())?,
-            logits: backend.buffer("logits", 1, config.vocab_size)?,
+            logits: backend.buffer("logits", SCORE_ROWS, config.vocab_size)?,
         })
     }
 
     pub(super) fn bytes(backend: &dyn Backend, config: &ModelConfig) -> u64 {
         LayerBuffers::bytes(backend, config, STRIDE_TOKENS)
             + backend.buffer_bytes(STRIDE_TOKENS, config.q_columns())
-            + backend.buffer_bytes(1, config.vocab_size)
+            + backend.buffer_bytes(SCORE_ROWS, config.vocab_size)
     }
 }
 

@@ -1,10 +1,11 @@
 //! A prompt layer by layer: units of one layer and a token range, in strides that keep activations small.
 //!
-//! Nobody needs the last layer's output but the prompt's last token: its other tokens stop at K and V.
+//! Nobody needs the last layer's output but the prompt's last token: its other tokens stop at K and V, unless the
+//! prompt's log-probabilities are asked for.
 
 use super::Decoder;
-use super::buffers::{PassBuffers, STRIDE_TOKENS};
-use crate::forward::PassView;
+use super::buffers::{PassBuffers, SCORE_ROWS, STRIDE_TOKENS};
+use crate::forward::{PassView, ScoreView};
 use backend::{Batch, KvTarget, Runtime, SampleTarget, TokenSource};
 use kv::LaneId;
 use std::ops::Range;
@@ -23,11 +24,26 @@ impl Decoder {
             self.stage(runtime, pass, layer, stride.clone());
             let last_layer = layer + 1 == self.config.layers;
             let end = pass.first + pass.tokens.len();
-            if last_layer && pass.last_pass && stride.end == end {
+            if last_layer && let Some(score) = pass.score {
+                self.finish_layer(runtime, pass, layer, stride.clone(), 0);
+                self.score(runtime, pass, score, stride);
+            } else if last_layer && pass.last_pass && stride.end == end {
                 self.finish_layer(runtime, pass, layer, end - 1..end, stride.len() - 1);
             } else if !last_layer {
                 self.finish_layer(runtime, pass, layer, stride, 0);
             }
+        }
+    }
+
+    /// The final norm and the output matrix for positions `tokens` that have a target, block by block: the logits of a
+    /// whole prompt would not fit.
+    fn score(&self, runtime: &dyn Runtime, pass: &PassView<'_>, score: ScoreView<'_>, tokens: Range<usize>) {
+        let end = (tokens.end - pass.first).min(score.targets.len());
+        for start in (tokens.start - pass.first..end).step_by(SCORE_ROWS) {
+            let targets = &score.targets[start..end.min(start + SCORE_ROWS)];
+            let (x, logits) = (self.passes[pass.slot].x.from_row(start), (&self.unit.logits).into());
+            self.output(runtime, Batch::Tokens(targets.len()), x, None, &self.unit.layer, logits);
+            runtime.score_tokens(logits, targets, score.top);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The made-up device: rows of tags, staging, lanes, and a clock that every op moves. Checks how the contract is used.
 
-use super::naive::{drawn, fold, tag};
+use super::naive::{self, drawn, fold, tag};
 use super::noise::Noise;
 use backend::{
     AlgorithmId, FirstInput, LaneOutput, LaneStart, RowCopy, RowDelta, RowTableKind, StepInput, StepKey, StepOutput,
@@ -22,6 +22,8 @@ pub struct Costs {
     pub copy: f64,
     /// A prompt's sampling.
     pub sample: f64,
+    /// A prompt's token that is scored.
+    pub score: f64,
     /// A decode step.
     pub decode: f64,
     /// A lane of a decode step.
@@ -32,7 +34,16 @@ pub struct Costs {
 
 impl Default for Costs {
     fn default() -> Self {
-        Costs { linear: 2e-5, attend: 2e-9, copy: 1e-7, sample: 1e-3, decode: 4e-3, lane: 2e-4, jitter: 0.2 }
+        Costs {
+            linear: 2e-5,
+            attend: 2e-9,
+            copy: 1e-7,
+            sample: 1e-3,
+            score: 3e-5,
+            decode: 4e-3,
+            lane: 2e-4,
+            jitter: 0.2,
+        }
     }
 }
 
@@ -52,8 +63,8 @@ struct State {
     summaries: Vec<u64>,
     staging: [Staging; PASSES_MAX],
     lanes: Vec<Option<Lane>>,
-    /// First tokens that were drawn and not collected.
-    sampled: Option<StepOutput>,
+    /// First tokens that were drawn, and scores, that are not collected.
+    prefilled: StepOutput,
     /// Lanes of launched steps that are not collected, and the row that each writes: pushed by `decode`, popped by
     /// `collected`.
     in_flight: VecDeque<Vec<(LaneId, RowId)>>,
@@ -95,7 +106,7 @@ impl Device {
             summaries: vec![0; rows * layers * SUMMARY_TOKENS_MAX],
             staging: Default::default(),
             lanes: vec![None; lanes],
-            sampled: None,
+            prefilled: StepOutput::default(),
             in_flight: VecDeque::new(),
         };
         Device { layers, costs, state: Mutex::new(state) }
@@ -154,11 +165,19 @@ impl Device {
             staging.hidden = Some(staging.tags.iter().fold(0, |sum, &tag| fold(sum, tag)));
         }
         let (count, middle) = (tokens.len() as f64, (tokens.start + tokens.end) as f64 / 2.0);
-        let seconds = if layer + 1 == self.layers {
+        let score = pass.score.filter(|_| layer + 1 == self.layers);
+        if let Some(score) = score {
+            let scored = tokens.start..tokens.end.min(pass.first + score.targets.len());
+            let of = |at: usize| naive::score(staging.tags[at], score.targets[at - pass.first], score.top);
+            let scores: Vec<_> = scored.map(of).collect();
+            state.prefilled.scores.extend(scores);
+        }
+        let seconds = if layer + 1 == self.layers && score.is_none() {
             // Of all tokens but the prompt's last, the last layer needs K and V only.
             count * self.costs.linear * 0.2
         } else {
-            count * (self.costs.linear + self.costs.attend * middle)
+            let score = if score.is_some() { self.costs.score } else { 0.0 };
+            count * (self.costs.linear + self.costs.attend * middle + score)
         };
         self.spend(&mut state, seconds);
     }
@@ -216,12 +235,15 @@ impl Device {
             lane.token = Some(token);
             output(id, token, end)
         });
-        let outputs = StepOutput { lanes: outputs.collect() };
-        assert!(state.sampled.replace(outputs).is_none(), "one prompt's first tokens are collected at a time");
+        let outputs = outputs.collect();
+        let before = std::mem::replace(&mut state.prefilled.lanes, outputs);
+        assert!(before.is_empty(), "one prompt's first tokens are collected at a time");
     }
 
-    pub(super) fn take_sampled(&self) -> StepOutput {
-        self.lock().sampled.take().expect("first tokens are collected once")
+    pub(super) fn take_prefilled(&self) -> StepOutput {
+        let prefilled = std::mem::take(&mut self.lock().prefilled);
+        assert!(!prefilled.lanes.is_empty() || !prefilled.scores.is_empty(), "there is something to collect");
+        prefilled
     }
 
     pub(super) fn decode(&self, key: StepKey, input: &StepInput) -> StepOutput {
@@ -237,7 +259,7 @@ impl Device {
         state.in_flight.push_back(written);
         let lanes = self.costs.lane * input.active.len() as f64;
         self.spend(&mut state, self.costs.decode + lanes);
-        StepOutput { lanes: outputs }
+        StepOutput { lanes: outputs, scores: Vec::new() }
     }
 
     /// The oldest step in flight is collected.
@@ -414,12 +436,13 @@ mod tests {
     /// Samples one prompt behind what `between` does with another one of the same length.
     fn sampled_behind(slot: usize, between: impl Fn(&Device, &PassView<'_>)) -> StepOutput {
         let device = Device::new(4, 2, 2, Costs::default(), 0);
-        let pass = PassView { slot: 0, tokens: &[1, 2, 3], first: 0, last_pass: true, kv_rows: &[RowId(0)] };
+        let pass =
+            PassView { slot: 0, tokens: &[1, 2, 3], first: 0, last_pass: true, kv_rows: &[RowId(0)], score: None };
         let other = PassView { slot, tokens: &[4, 5, 6], kv_rows: &[RowId(1)], ..pass };
         prefill(&device, &pass);
         between(&device, &other);
         device.prefill_sample(&pass, &[LaneId(0)]);
-        device.take_sampled()
+        device.take_prefilled()
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::device::Device;
 use backend::*;
 use engine::{Forward, PassView};
-use kv::{LaneId, PageEntry, RowId};
+use kv::{LaneId, PageEntry, RowId, TokenId};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -109,7 +109,7 @@ impl Runtime for FakeRuntime {
     }
 
     fn collect_prefill(&self) -> Result<StepOutput, BackendError> {
-        Ok(self.device.take_sampled())
+        Ok(self.device.take_prefilled())
     }
 
     fn steps_in_flight(&self) -> usize {
@@ -137,6 +137,10 @@ impl Runtime for FakeRuntime {
     }
 
     fn sample(&self, _: View<'_>, _: SampleTarget<'_>) {
+        never()
+    }
+
+    fn score_tokens(&self, _: View<'_>, _: &[TokenId], _: usize) {
         never()
     }
 

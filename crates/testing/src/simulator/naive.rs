@@ -1,8 +1,8 @@
 //! What the made-up device must say, from the tokens alone.
 
 use super::noise::mix;
-use backend::{Sampling, TokenMask};
-use engine::ConstraintFactory;
+use backend::{Sampling, TokenMask, TokenScore};
+use engine::{ConstraintFactory, PromptToken};
 use kv::TokenId;
 
 /// Tokens that the device draws: 1 to 50.
@@ -23,6 +23,28 @@ pub fn drawn(sum: u64, sampling: &Sampling, mask: Option<&TokenMask>) -> TokenId
     let choice = mix(sum ^ sampling.seed << 8 ^ u64::from(sampling.choice));
     let Some(mask) = mask else { return 1 + (choice % DRAWN_TOKENS) as TokenId };
     mask.tokens().nth((choice % mask.count() as u64) as usize).expect("a mask that is used is not empty")
+}
+
+/// What the device says of a token behind one with tag `before`.
+pub fn score(before: u64, token: TokenId, top: usize) -> TokenScore {
+    let (logprob, rank) = (-((before % 1000) as f32) / 100.0, 1 + (before % 50) as u32);
+    let of = |at: usize| (mix(before ^ at as u64) as TokenId % super::VOCAB as TokenId, logprob - at as f32);
+    TokenScore { token, logprob, rank, top: (0..top).map(of).collect() }
+}
+
+/// What it says of a whole prompt.
+pub fn prompt_logprobs(prompt: &[TokenId], top: usize) -> Vec<PromptToken> {
+    let mut before = 0;
+    let mut of = |&token: &TokenId| {
+        let TokenScore { logprob, rank, top, .. } = score(before, token, top);
+        let first = before == 0;
+        before = tag(before, token);
+        match first {
+            true => PromptToken { token, logprob: None, rank: None, top: Vec::new() },
+            false => PromptToken { token, logprob: Some(logprob), rank: Some(rank), top },
+        }
+    };
+    prompt.iter().map(&mut of).collect()
 }
 
 /// A completion without a constraint.
