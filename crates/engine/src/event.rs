@@ -148,6 +148,9 @@ pub struct AttentionUsed {
     pub exact_tokens: usize,
     /// Tokens that the last step could see; the prompt's where no decode step ran.
     pub context_tokens: usize,
+    /// Bytes of K, V and summaries that the last decode step read, over all layers and KV heads (what measuring the
+    /// mass reads besides is not counted); 0 where none ran. Dense attention reads `context_tokens` tokens' K and V.
+    pub kv_bytes: u64,
     /// How the last step attended.
     pub attended: Attended,
     /// Mean share of dense attention covered, where it was measured.

@@ -1,5 +1,6 @@
 //! What an algorithm supplies.
 
+use crate::StepReads;
 use backend::{AlgorithmId, IndexUnits, PageSource, Partial, Runtime, View};
 use kv::Selection;
 
@@ -18,6 +19,8 @@ pub struct AlgorithmSpec {
     pub window_tokens: usize,
     /// Share of the pages selected where the request names none; 1 where nothing is selected.
     pub budget: f64,
+    /// What its decode steps read.
+    pub reads: StepReads,
 }
 
 /// Fewest tokens that a step selects, unless a request says otherwise.

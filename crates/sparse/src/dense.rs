@@ -1,13 +1,13 @@
 //! Dense attention: nothing to index or select; the page list is the row table.
 
-use crate::{Algorithm, AlgorithmSpec, AttendBuffers};
+use crate::{Algorithm, AlgorithmSpec, AttendBuffers, StepReads};
 use backend::{AlgorithmId, IndexUnits, PageSource, Runtime, View};
-use kv::PAGE_TOKENS;
+use kv::{Geometry, PAGE_TOKENS};
 
 pub(crate) struct Dense;
 
 impl Dense {
-    pub(crate) fn spec() -> AlgorithmSpec {
+    pub(crate) fn spec(geometry: Geometry) -> AlgorithmSpec {
         AlgorithmSpec {
             name: "dense",
             index_unit_tokens: PAGE_TOKENS,
@@ -15,6 +15,7 @@ impl Dense {
             sink_tokens: 0,
             window_tokens: 0,
             budget: 1.0,
+            reads: StepReads::new(geometry, 0, 0),
         }
     }
 }

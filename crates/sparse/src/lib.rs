@@ -3,6 +3,8 @@
 
 pub mod algorithm;
 
+pub mod reads;
+
 pub mod registry;
 
 mod dense;
@@ -12,5 +14,6 @@ mod shadowkv;
 mod sketch;
 
 pub use algorithm::{Algorithm, AlgorithmSpec, AttendBuffers};
+pub use reads::StepReads;
 pub use registry::{Algorithms, Specs, UnknownAlgorithm};
 pub use sketch::{default_rotation, rotation_parts};

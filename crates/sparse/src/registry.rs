@@ -37,9 +37,10 @@ impl Specs {
 
     /// Those for a geometry: a sketch frame needs a head_dim of 48 or more.
     pub fn of(geometry: Geometry) -> Self {
-        let mut list = vec![Dense::spec(), ShadowKv::new().spec(), ShadowKv::with_estimate().spec()];
+        let mut list =
+            vec![Dense::spec(geometry), ShadowKv::new().spec(geometry), ShadowKv::with_estimate().spec(geometry)];
         if SketchFrame::HEAD_DIM_LEAST <= geometry.head_dim {
-            list.push(Sketch::spec());
+            list.push(Sketch::spec(geometry));
         }
         Specs { list }
     }

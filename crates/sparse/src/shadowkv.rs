@@ -4,10 +4,10 @@
 //! With estimation, what was not selected is attended through its mean key and the sum of its values (RetroInfer's
 //! estimation zone, arXiv 2505.02922): by Jensen's inequality its weight never exceeds the true one.
 
-use crate::{Algorithm, AlgorithmSpec, AttendBuffers};
+use crate::{Algorithm, AlgorithmSpec, AttendBuffers, StepReads};
 use backend::{AlgorithmId, EstimateSource, IndexUnits, Runtime, VectorSummary, View};
-use kv::PAGE_TOKENS;
-use kv::geometry::FRAME_VECTORS;
+use kv::geometry::{ELEMENT_BYTES, FRAME_VECTORS};
+use kv::{Geometry, PAGE_TOKENS};
 
 pub(crate) const NAME: &str = "shadowkv";
 pub(crate) const NAME_WITH_ESTIMATE: &str = "shadowkv+estimate";
@@ -27,10 +27,11 @@ impl ShadowKv {
         ShadowKv { form: VectorSummary::MeanKeyAndValueSum }
     }
 
-    pub(crate) fn spec(&self) -> AlgorithmSpec {
-        let (name, pages_per_summary_row) = match self.form {
-            VectorSummary::MeanKey => (NAME, FRAME_VECTORS),
-            VectorSummary::MeanKeyAndValueSum => (NAME_WITH_ESTIMATE, FRAME_VECTORS / 2),
+    pub(crate) fn spec(&self, geometry: Geometry) -> AlgorithmSpec {
+        let vector_bytes = geometry.head_dim * ELEMENT_BYTES;
+        let (name, pages_per_summary_row, rest_page_bytes) = match self.form {
+            VectorSummary::MeanKey => (NAME, FRAME_VECTORS, 0),
+            VectorSummary::MeanKeyAndValueSum => (NAME_WITH_ESTIMATE, FRAME_VECTORS / 2, vector_bytes),
         };
         AlgorithmSpec {
             name,
@@ -39,6 +40,7 @@ impl ShadowKv {
             sink_tokens: PAGE_TOKENS,
             window_tokens: 32,
             budget: 0.0156,
+            reads: StepReads::new(geometry, vector_bytes, rest_page_bytes),
         }
     }
 }

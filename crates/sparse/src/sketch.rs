@@ -2,13 +2,14 @@
 //! attended through its codes. Keys and values are rotated by fixed orthogonal matrices first, which spreads outliers
 //! over the channels.
 
-use crate::{Algorithm, AlgorithmSpec, AttendBuffers};
+use crate::{Algorithm, AlgorithmSpec, AttendBuffers, StepReads};
+use backend::sketch::SketchFrame;
 use backend::{
     AlgorithmId, Backend, BackendError, EstimateSource, IndexUnits, Rotations, Runtime, Tensor, TensorData, View,
     Weight, WeightPart, WeightRole,
 };
 use kv::Geometry;
-use kv::geometry::SKETCH_TOKENS;
+use kv::geometry::{ELEMENT_BYTES, SKETCH_TOKENS};
 
 pub(crate) const NAME: &str = "sketch";
 
@@ -18,7 +19,10 @@ pub(crate) struct Sketch {
 }
 
 impl Sketch {
-    pub(crate) fn spec() -> AlgorithmSpec {
+    pub(crate) fn spec(geometry: Geometry) -> AlgorithmSpec {
+        // Scores read a group's key half; the estimate reads its value half whole, selected pages included.
+        let frame = SketchFrame { head_dim: geometry.head_dim };
+        let group_bytes = frame.value_statistics() + 2 * ELEMENT_BYTES * SKETCH_TOKENS;
         AlgorithmSpec {
             name: NAME,
             index_unit_tokens: SKETCH_TOKENS,
@@ -26,6 +30,7 @@ impl Sketch {
             sink_tokens: kv::PAGE_TOKENS,
             window_tokens: 64,
             budget: 0.008,
+            reads: StepReads::new(geometry, group_bytes, 0),
         }
     }
 

@@ -24,7 +24,7 @@ use engine::{
 };
 use fake::{FakeForward, FakeRuntime};
 use kv::{Selection, SequenceId, TokenId};
-use sparse::AlgorithmSpec;
+use sparse::{AlgorithmSpec, StepReads};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
@@ -78,6 +78,7 @@ pub fn algorithms() -> Vec<AlgorithmSpec> {
         sink_tokens: 8,
         window_tokens,
         budget: 0.1,
+        reads: StepReads { token_bytes: 100, unit_bytes: 20, rest_page_bytes: 3 },
     };
     vec![
         spec("dense", 8, None, 0),

@@ -618,6 +618,8 @@ fn answers_say_what_ran() {
     assert_eq!(said[3], "dense: sink and window hold all 62 tokens");
     assert_eq!(said[4], "dense: only the prompt was read (500 tokens)");
     assert_eq!(said[5], "dense: only the prompt was read (300 tokens)");
+    let read = ids.map(|id| simulation.finished(id)[0].attention.kv_bytes);
+    assert_eq!(read, [10_200, 118 * 100 + 9 * 20 + 48 * 3, 5_200, 6_200, 0, 0], "exact tokens, 9 groups, 48 pages");
 
     let mut simulation = Simulation::new(SimulatorConfig::new(200, 1));
     simulation.submit(complete(prompt(1, 10), 3, 100)).expect("there is room");

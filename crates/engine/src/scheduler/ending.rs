@@ -150,12 +150,14 @@ impl Scheduler {
     fn attention(&self, request: &Request, attended: Attended, context: usize, mass: Option<f32>) -> AttentionUsed {
         let (attention, spec) = (request.attention, &self.algorithms[usize::from(request.attention.algorithm.0)]);
         let selection = attention.selection;
+        let decoded = matches!(attended, Attended::All(_) | Attended::Pages);
         AttentionUsed {
             algorithm: attention.algorithm,
             name: spec.name,
             budget: selection.budget,
             exact_tokens: if attended == Attended::Pages { selection.exact_tokens(context) } else { context },
             context_tokens: context,
+            kv_bytes: if decoded { spec.reads.bytes(&selection, context) } else { 0 },
             attended,
             attention_mass: mass,
         }
