@@ -91,6 +91,11 @@ impl ChatTemplate {
         Ok(template)
     }
 
+    /// The template's text: it tells which form of tool calls the model was trained on.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// The prompt text of a chat. Encode it without adding special tokens: the template has written them.
     ///
     /// # Errors

@@ -103,7 +103,8 @@ impl Tokenizer {
 
     /// Whether `id` is a control token, which never is text.
     pub fn is_special(&self, id: u32) -> bool {
-        self.inner.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+        // The library's own short cut copies the map at every call.
+        self.inner.get_added_vocabulary().get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
     }
 
     /// The token that begins a text.

@@ -6,6 +6,7 @@ mod config;
 mod generation;
 mod gguf;
 mod gguf_writer;
+mod noise;
 mod refusals;
 mod smollm2;
 mod tiny;
