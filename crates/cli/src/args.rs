@@ -66,6 +66,10 @@ pub(crate) struct ModelArgs {
     /// Share of the time that running answers keep while a prompt is read, 0 to 0.95
     #[arg(long, value_name = "SHARE", default_value = "0.5", help_heading = "Engine")]
     pub(crate) decode_share: Share,
+
+    /// Read every prompt from its first token; otherwise what begins like an earlier prompt is not read again
+    #[arg(long, help_heading = "Engine")]
+    pub(crate) no_prefix_cache: bool,
 }
 
 /// Which attention a request gets.

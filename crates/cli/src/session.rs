@@ -28,6 +28,7 @@ pub(crate) struct Plan {
     pub(crate) kv_memory: Bytes,
     pub(crate) pool_rows: usize,
     pub(crate) decode_share: f64,
+    pub(crate) prefix_cache: bool,
     pub(crate) specs: Specs,
 }
 
@@ -73,7 +74,8 @@ impl Plan {
             DECODE_SHARE_MAX
         );
         let (bundled, specs) = (source == ModelSource::Bundled, Specs::of(geometry));
-        Ok(Plan { specs, bundled, backend, limits, kv_memory, pool_rows, decode_share: args.decode_share.0, opened })
+        let (decode_share, prefix_cache) = (args.decode_share.0, !args.no_prefix_cache);
+        Ok(Plan { specs, bundled, backend, limits, kv_memory, pool_rows, decode_share, prefix_cache, opened })
     }
 
     /// What will be allocated, line by line.
@@ -127,6 +129,7 @@ impl Plan {
             max_lanes: self.limits.max_lanes,
             prefill_tokens: self.limits.prefill_tokens,
             decode_share: self.decode_share,
+            prefix_cache: self.prefix_cache,
             cost: CostModel::conservative(config.layer_parameters(), config.q_columns()),
             ..EngineConfig::new(self.pool_rows, row_bytes, self.limits.max_tokens, config.vocab_size)
         };

@@ -34,6 +34,8 @@ pub struct EngineConfig {
     pub prefill_tokens: usize,
     /// Share of the time that decode gets while prompts are prefilled, 0 to [`DECODE_SHARE_MAX`].
     pub decode_share: f64,
+    /// Whether prompts that were read stay for prompts that begin alike, until others need their rows.
+    pub prefix_cache: bool,
     /// Seconds that a prefill unit should take: 0.050 on a CPU, 0.010 on a GPU.
     pub unit_seconds: f64,
     /// First guess of what prefill costs; corrected from what is measured.
@@ -52,6 +54,7 @@ impl EngineConfig {
             vocab,
             prefill_tokens: 32_768,
             decode_share: 0.5,
+            prefix_cache: true,
             unit_seconds: 0.050,
             cost: CostModel::default(),
         }

@@ -129,7 +129,7 @@ pub enum AbortReason {
 pub struct Usage {
     /// Prompt tokens, the parent's included.
     pub prompt_tokens: usize,
-    /// Of those, tokens whose K and V came from a parent.
+    /// Of those, tokens that were not read again: their K and V came from a parent or out of the prefix cache.
     pub cached_tokens: usize,
     /// Tokens generated, forced ones and the end token included.
     pub completion_tokens: usize,

@@ -22,18 +22,28 @@ pub struct Metrics {
     pub lanes_free: usize,
     /// Rows of the pool.
     pub pool_rows: usize,
-    /// Rows without content.
+    /// Rows without content. What can be had for sequences is `free_rows + cached_rows - reserved_rows`.
     pub free_rows: usize,
     /// Free rows that are promised to admitted sequences.
     pub reserved_rows: usize,
-    /// Places in KV row tables (shared rows count once a table).
+    /// Prompts in the prefix cache.
+    pub cached_sequences: usize,
+    /// Rows that the prefix cache alone holds: it gives them up for whoever needs them.
+    pub cached_rows: usize,
+    /// Places in KV row tables of sequences (shared rows count once a table).
     pub kv_table_rows: usize,
-    /// Places in summary row tables.
+    /// Places in summary row tables of sequences.
     pub summary_table_rows: usize,
     /// Bytes of one row.
     pub row_bytes: u64,
     /// Prompt tokens prefilled since the start.
     pub prefill_tokens_total: u64,
+    /// Prompt tokens of admitted requests that the prefix cache was asked about since the start.
+    pub prefix_queried_tokens_total: u64,
+    /// Of those, tokens that it had.
+    pub prefix_hit_tokens_total: u64,
+    /// Tokens that the prefix cache let go for others since the start.
+    pub prefix_evicted_tokens_total: u64,
     /// Tokens generated since the start.
     pub decode_tokens_total: u64,
     /// Requests that ran to their end.
@@ -55,8 +65,13 @@ impl Metrics {
             pool_rows: rows.total(),
             free_rows: rows.free(),
             reserved_rows: rows.reserved(),
+            cached_sequences: scheduler.prefixes().len(),
+            cached_rows: rows.spare(),
             row_bytes: scheduler.config().row_bytes,
             prefill_tokens_total: totals.prefill_tokens,
+            prefix_queried_tokens_total: totals.prefix_queried,
+            prefix_hit_tokens_total: totals.prefix_hits,
+            prefix_evicted_tokens_total: scheduler.prefixes().evicted_tokens(),
             decode_tokens_total: totals.decode_tokens,
             finished_requests_total: totals.finished,
             aborted_requests_total: totals.aborted,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! positions   0          prefix        pass.first      pass.end         end
-//!             |- parent's --|-- passes done --|--- open pass ---|- passes to come -|
+//!             |-- others' --|-- passes done --|--- open pass ---|- passes to come -|
 //! an open pass, layer by layer:    gather   layer [..) [..) [..)   scatter   index (last pass)
 //! ```
 //!
@@ -23,7 +23,7 @@ pub(crate) struct Prefill {
     layers: usize,
     /// Longest pass, in tokens.
     pass_tokens: usize,
-    /// Tokens of the parent's.
+    /// Tokens whose K and V are there: a parent's, or the prefix cache's.
     prefix: usize,
     /// Tokens with K and V in rows when it is done.
     end: usize,
@@ -31,7 +31,7 @@ pub(crate) struct Prefill {
     parent: Option<ParentIndex>,
     /// What the sequence's own summaries follow.
     indexing: Option<Indexing>,
-    /// Tokens whose summaries come from the parent.
+    /// Tokens of the prefix whose summaries are there, too.
     indexed: usize,
     /// Whether the last token's hidden state is sampled.
     samples: bool,
@@ -68,6 +68,7 @@ pub(crate) struct PrefillShape {
     pub(crate) layers: usize,
     pub(crate) pass_tokens: usize,
     pub(crate) prefix: usize,
+    pub(crate) indexed: usize,
     pub(crate) end: usize,
     pub(crate) parent: Option<ParentIndex>,
     pub(crate) indexing: Option<Indexing>,
@@ -96,7 +97,7 @@ pub(crate) enum Part {
         layer: usize,
         tokens: Range<usize>,
     },
-    /// The sequence comes to be: shares the parent's rows, or has none.
+    /// The sequence comes to be: shares the parent's rows, or has those that it shares with the prefix cache.
     Begin,
     Gather {
         layer: usize,
@@ -127,11 +128,10 @@ pub(crate) enum Passes {
 
 impl Prefill {
     pub(crate) fn new(shape: PrefillShape) -> Self {
-        let PrefillShape { layers, pass_tokens, prefix, end, parent, indexing, samples, scores } = shape;
+        let PrefillShape { layers, pass_tokens, prefix, indexed, end, parent, indexing, samples, scores } = shape;
         assert!(scores.is_none() || prefix == 0, "a prompt that is scored is read from its first token");
         let parent = parent.filter(|parent| parent.from < parent.to);
         let stage = parent.map_or(Stage::Begin, |parent| Stage::ParentIndex { layer: 0, from: parent.from });
-        let indexed = if prefix == 0 { 0 } else { indexing.map_or(0, |indexing| indexing.indexed_tokens(prefix)) };
         let pass = prefix..(prefix + pass_tokens).min(end);
         Prefill {
             layers,
@@ -375,6 +375,7 @@ mod tests {
             layers,
             pass_tokens: 700,
             prefix: 500,
+            indexed: indexing.indexed_tokens(500),
             end,
             parent: Some(parent),
             indexing: Some(indexing),

@@ -79,6 +79,8 @@ pub struct Request {
     pub prompt_logprobs: Option<usize>,
     /// Whether the sequences' rows stay when they are finished, until released: parents of forks.
     pub hold: bool,
+    /// Whether its prompt may begin with rows of the prefix cache, and stays in it. Off where prefill is measured.
+    pub cache: bool,
     /// Whether the share of dense attention that the exact tokens hold is measured.
     pub measure_mass: bool,
     /// Whether special tokens have no text; without it they appear as the vocabulary spells them.
@@ -102,6 +104,7 @@ impl Request {
             constraint: None,
             prompt_logprobs: None,
             hold: false,
+            cache: true,
             measure_mass: false,
             skip_special: true,
         }

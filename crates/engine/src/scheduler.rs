@@ -10,6 +10,8 @@
 
 mod admission;
 
+mod prefix;
+
 mod unit;
 
 mod decode;
@@ -22,6 +24,9 @@ mod ending;
 
 mod integrity;
 
+#[cfg(test)]
+mod prefix_fuzz;
+
 pub use commit::{Notice, Outcome, Output, Span};
 
 use crate::PASSES_MAX;
@@ -33,6 +38,7 @@ use crate::sequence::{Phase, Sequence};
 use crate::{EngineConfig, Metrics};
 use ending::Retiring;
 use kv::{RowId, Rows, SequenceId, SummaryKey, TokenId};
+use prefix::PrefixCache;
 use sparse::AlgorithmSpec;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -45,6 +51,8 @@ pub struct Scheduler {
     algorithms: Vec<AlgorithmSpec>,
     layers: usize,
     rows: Rows,
+    /// What stays of prompts that were read: asked by admission, grows when a prefill ends.
+    prefixes: PrefixCache,
     /// Who has each lane; freed by `reclaim`.
     lanes: Vec<Option<SequenceId>>,
     /// In arrival order; from `submit` to `admit` or `abort`.
@@ -92,6 +100,8 @@ struct Group {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Totals {
     pub(crate) prefill_tokens: u64,
+    pub(crate) prefix_queried: u64,
+    pub(crate) prefix_hits: u64,
     pub(crate) decode_tokens: u64,
     pub(crate) finished: u64,
     pub(crate) aborted: u64,
@@ -109,6 +119,7 @@ impl Scheduler {
             algorithms,
             layers,
             rows,
+            prefixes: PrefixCache::default(),
             waiting: VecDeque::new(),
             admitted: Vec::new(),
             requests: BTreeMap::new(),
@@ -211,6 +222,10 @@ impl Scheduler {
 
     pub(crate) fn rows(&self) -> &Rows {
         &self.rows
+    }
+
+    pub(crate) fn prefixes(&self) -> &PrefixCache {
+        &self.prefixes
     }
 
     pub(crate) fn sequences(&self) -> impl Iterator<Item = &Sequence> {

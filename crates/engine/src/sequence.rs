@@ -20,6 +20,8 @@ pub(crate) struct Sequence {
     pub(crate) tokens: Vec<TokenId>,
     /// How many of them are the prompt.
     pub(crate) prompt_tokens: usize,
+    /// How many of those had K and V when it was admitted: its parent's, or the prefix cache's.
+    pub(crate) cached_tokens: usize,
     /// What the model says of the prompt's tokens behind the first, where that is asked for; grows by `commit`, taken
     /// when the prompt ends.
     pub(crate) scores: Vec<TokenScore>,

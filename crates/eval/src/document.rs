@@ -26,7 +26,7 @@ pub struct Document<'a> {
 }
 
 impl<'a> Document<'a> {
-    /// Reads `tokens` densely, telling `progress` (tokens done, tokens in all).
+    /// Reads all of `tokens` densely, whatever the prefix cache has, telling `progress` (tokens done, tokens in all).
     ///
     /// # Errors
     /// It does not fit, or the engine failed.
@@ -38,7 +38,7 @@ impl<'a> Document<'a> {
     ) -> Result<Self, EvalError> {
         let start = Instant::now();
         let mut request = Request::new(Source::Prompt(tokens), dense, 0);
-        request.hold = true;
+        (request.hold, request.cache) = (true, false);
         let mut handle = engine.submit(request)?;
         let mut held = None;
         while let Some(event) = next(&mut handle)? {

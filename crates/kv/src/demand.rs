@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! tokens   0          prefix            start                    end
-//!          |- parent's -|--- prefilled ---|------ decoded --------|
+//!          |- others' --|--- prefilled ---|------ decoded --------|
 //! first    |  shared    |             its own                     |
 //! further  |  shared with the first choice  |      its own        |
 //! ```
 //!
-//! A row that the prefix or the start only begins is copied, so it counts as the child's own.
+//! The prefix is a parent's, or comes out of the prefix cache. A row that the prefix or the start only begins is
+//! copied, so it counts as the child's own.
 
 use crate::sequence::Indexing;
 use crate::{PAGE_TOKENS, geometry};
@@ -15,8 +16,10 @@ use crate::{PAGE_TOKENS, geometry};
 /// A request, as far as rows are concerned.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Demand {
-    /// Tokens that a parent's rows hold; 0 without one.
+    /// Tokens that others' rows hold: a parent's, or the prefix cache's; 0 without one.
     pub prefix: usize,
+    /// Tokens of the prefix whose summaries are shared.
+    pub indexed: usize,
     /// Tokens in rows when decode begins and the choices part.
     pub start: usize,
     /// The most tokens a choice's rows will hold: prompt + max_tokens + 1 (the overrun of a step in flight).
@@ -44,14 +47,14 @@ impl RowCounts {
 }
 
 impl Demand {
-    /// Rows of the first choice that are not its parent's.
+    /// Rows of the first choice that are not others'.
     pub fn first(&self) -> RowCounts {
-        self.beyond(self.prefix)
+        self.beyond(self.prefix, self.indexed)
     }
 
     /// Rows of each further choice that are not the first's.
     pub fn further(&self) -> RowCounts {
-        self.beyond(self.start)
+        self.beyond(self.start, self.indexing.map_or(0, |indexing| indexing.indexed_tokens(self.start)))
     }
 
     /// Rows of all choices.
@@ -59,12 +62,9 @@ impl Demand {
         self.first().total() + self.choices.saturating_sub(1) * self.further().total()
     }
 
-    fn beyond(&self, shared: usize) -> RowCounts {
+    fn beyond(&self, shared: usize, indexed: usize) -> RowCounts {
         let kv = geometry::pages(self.end) - shared / PAGE_TOKENS;
-        let summary = self.indexing.map_or(0, |indexing| {
-            let whole = if shared == 0 { 0 } else { indexing.indexed_tokens(shared) / indexing.key.row_tokens };
-            indexing.rows(self.end) - whole
-        });
+        let summary = self.indexing.map_or(0, |indexing| indexing.rows(self.end) - indexed / indexing.key.row_tokens);
         RowCounts { kv, summary }
     }
 }

@@ -16,6 +16,8 @@ pub mod row_table;
 
 pub mod sequence;
 
+pub mod kept_prefix;
+
 pub mod demand;
 
 #[cfg(test)]
@@ -32,6 +34,7 @@ mod selection_fuzz;
 
 pub use demand::{Demand, RowCounts};
 pub use geometry::{Geometry, PAGE_TOKENS};
+pub use kept_prefix::KeptPrefix;
 pub use page_entry::PageEntry;
 pub use row_table::RowTable;
 pub use rows::{Reservation, Rows, Shortage};

@@ -10,12 +10,12 @@ use crate::rows::{Reservation, Rows};
 /// |- read-only --|---- this table's own ----|
 /// ```
 ///
-/// Rows below `shared` came from a fork's parent; full rows that a child shares are read-only for both.
+/// Rows below `shared` came from a fork's parent or a kept prefix; full rows that others share are read-only for all.
 #[derive(Debug, Default)]
 pub struct RowTable {
-    /// Grows by `push` and `fork`; emptied by `release`.
+    /// Grows by `push`, `fork` and `sharing`; emptied by `release`.
     rows: Vec<RowId>,
-    /// Set by `fork`.
+    /// Set by `fork` and `sharing`.
     shared: usize,
 }
 
@@ -35,7 +35,7 @@ impl RowTable {
         self.rows.is_empty()
     }
 
-    /// Rows at the start that a fork's parent filled.
+    /// Rows at the start that another one filled.
     pub fn shared(&self) -> usize {
         self.shared
     }
@@ -56,9 +56,13 @@ impl RowTable {
 
     /// A table that shares this one's first `full` rows.
     pub fn fork(&self, full: usize, rows: &mut Rows) -> RowTable {
-        let shared = &self.rows[..full];
+        RowTable::sharing(&self.rows[..full], rows)
+    }
+
+    /// A table that shares these full rows.
+    pub fn sharing(shared: &[RowId], rows: &mut Rows) -> RowTable {
         shared.iter().for_each(|&row| rows.share(row));
-        RowTable { rows: shared.to_vec(), shared: full }
+        RowTable { rows: shared.to_vec(), shared: shared.len() }
     }
 
     /// Lets go of every row.

@@ -3,24 +3,30 @@
 //! ```text
 //! 0                                                           rows
 //! |-- referenced (count >= 1) --|---------- free list ----------|
-//!                               |- reserved -|--- available ----|
+//!    |- spare -|                |- reserved -|--- available ----|
 //! ```
+//!
+//! A row is spare when only kept prefixes reference it: what the prefix cache can give up for whoever needs rows.
 //!
 //! Rows come only out of a [`Reservation`], so a sequence that was admitted can never find the pool empty. The order in
 //! which rows are handed out is a function of the calls alone: the lowest rows first, then the last one freed.
 
-use crate::{RowId, RowTable};
+use crate::{KeptPrefix, RowId, RowTable};
 use std::fmt;
 
 /// The allocator of the pool's rows.
 #[derive(Debug)]
 pub struct Rows {
-    /// Per row: 0 = on the free list; +1 by `take` and `share`, -1 by `release`.
+    /// Per row: 0 = on the free list; +1 by `take`, `share` and `keep`, -1 by `release` and `let_go`.
     references: Vec<u32>,
+    /// Per row: references of kept prefixes among them; +1 by `keep`, -1 by `let_go`.
+    kept: Vec<u32>,
     /// Last in, first out; holds exactly the rows with no reference.
     free: Vec<RowId>,
     /// Rows of `free` promised to reservations: + by `reserve`, - by `take` and `give_back`.
     reserved: usize,
+    /// Rows that have kept references and no others: + by `release`, - by `share` and `let_go`.
+    spare: usize,
 }
 
 /// Rows promised to one owner. Not `Clone`; given back with [`Rows::give_back`], never dropped with rows in it.
@@ -52,7 +58,7 @@ impl Rows {
     pub fn new(rows: usize) -> Self {
         assert!(rows <= 1 << 26, "a page entry has 26 bits for the row");
         let free = (0..rows).rev().map(|row| RowId(row as u32)).collect();
-        Rows { references: vec![0; rows], free, reserved: 0 }
+        Rows { references: vec![0; rows], kept: vec![0; rows], free, reserved: 0, spare: 0 }
     }
 
     /// Rows of the pool.
@@ -73,6 +79,16 @@ impl Rows {
     /// Rows that can still be promised.
     pub fn available(&self) -> usize {
         self.free.len() - self.reserved
+    }
+
+    /// Rows that only kept prefixes reference: not available, but they can be made so.
+    pub fn spare(&self) -> usize {
+        self.spare
+    }
+
+    /// Whether only kept prefixes reference a row.
+    pub fn is_spare(&self, row: RowId) -> bool {
+        0 < self.kept[row.at()] && self.kept[row.at()] == self.references[row.at()]
     }
 
     /// Promises `rows` rows.
@@ -107,36 +123,75 @@ impl Rows {
     /// One more reference to a row that has some: it is read-only from now on.
     pub fn share(&mut self, row: RowId) {
         assert!(0 < self.references[row.at()], "{row} is shared but free");
+        self.spare -= usize::from(self.is_spare(row));
         self.references[row.at()] += 1;
     }
 
     /// One reference less; the row is free when none is left.
     pub fn release(&mut self, row: RowId) {
+        assert!(self.kept[row.at()] < self.references[row.at()], "{row} is released but free or kept");
+        self.drop_reference(row);
+        self.spare += usize::from(self.is_spare(row));
+    }
+
+    /// One more reference to a row that has some, a kept prefix's: what is spare and what is not stays so.
+    pub fn keep(&mut self, row: RowId) {
+        assert!(0 < self.references[row.at()], "{row} is kept but free");
+        self.references[row.at()] += 1;
+        self.kept[row.at()] += 1;
+    }
+
+    /// One kept reference less; the row is free when none is left.
+    pub fn let_go(&mut self, row: RowId) {
+        assert!(0 < self.kept[row.at()], "{row} is let go but not kept");
+        self.spare -= usize::from(self.is_spare(row));
+        self.kept[row.at()] -= 1;
+        self.drop_reference(row);
+        self.spare += usize::from(self.is_spare(row));
+    }
+
+    fn drop_reference(&mut self, row: RowId) {
         let references = &mut self.references[row.at()];
-        assert!(0 < *references, "{row} is released but free");
         *references -= 1;
         if *references == 0 {
             self.free.push(row);
         }
     }
 
-    /// How many tables hold a row.
+    /// How many tables hold a row, kept prefixes' included.
     pub fn references(&self, row: RowId) -> u32 {
         self.references[row.at()]
     }
 
-    /// Recounts references, free rows and promises from every table and reservation that exists.
+    /// Recounts references, spare and free rows, and promises from every table, kept prefix and reservation that
+    /// exists.
     ///
     /// # Errors
     /// Says what disagrees.
     pub fn check_integrity<'a>(
         &self,
         tables: impl IntoIterator<Item = &'a RowTable>,
+        prefixes: impl IntoIterator<Item = &'a KeptPrefix>,
         reservations: impl IntoIterator<Item = &'a Reservation>,
     ) -> Result<(), String> {
         let mut counted = vec![0u32; self.total()];
         for row in tables.into_iter().flat_map(|table| table.rows()) {
             counted[row.at()] += 1;
+        }
+        let others = counted.clone();
+        for row in prefixes.into_iter().flat_map(|prefix| prefix.tables()).flatten() {
+            counted[row.at()] += 1;
+        }
+        if let Some(row) = (0..self.total()).find(|&row| counted[row] - others[row] != self.kept[row]) {
+            return Err(format!(
+                "row {row}: {} kept references, counted {}",
+                self.kept[row],
+                counted[row] - others[row]
+            ));
+        }
+        let spare = (0..self.total()).filter(|&row| 0 < counted[row] && others[row] == 0).count();
+        if spare != self.spare {
+            return Err(format!("{spare} rows are spare, {} counted", self.spare));
         }
         if let Some(row) = (0..self.total()).find(|&row| counted[row] != self.references[row]) {
             return Err(format!("row {row}: {} references, {} tables hold it", self.references[row], counted[row]));

@@ -99,7 +99,7 @@ fn run(seed: u64) {
             }
             _ => {}
         }
-        rows.check_integrity(&tables, &promises)
+        rows.check_integrity(&tables, [], &promises)
             .unwrap_or_else(|e| panic!("seed {seed} turn {turn} {operation:?}: {e}"));
         assert_eq!(rows.free(), model.free(total), "seed {seed} turn {turn}");
         assert_eq!(rows.reserved(), model.promised.iter().sum::<usize>(), "seed {seed} turn {turn}");

@@ -12,7 +12,7 @@
 //! `indexed(len + 1)` tokens summarised, after prefill, decode, fork and resume alike.
 
 use crate::rows::{Reservation, Rows};
-use crate::{PAGE_TOKENS, RowId, RowTable, Selection, geometry};
+use crate::{KeptPrefix, PAGE_TOKENS, RowId, RowTable, Selection, geometry};
 
 /// Which summaries a table holds: an algorithm and the parameter that decides its layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,7 +78,7 @@ pub struct SequenceKv {
     summaries: Vec<Summary>,
     /// What decode keeps summarised; `None` for dense.
     indexing: Option<Indexing>,
-    /// Rows for what is still to come; emptied by `settle`.
+    /// Rows for what is still to come; set by `promise`, emptied by `settle`.
     reservation: Reservation,
 }
 
@@ -86,6 +86,30 @@ impl SequenceKv {
     /// A sequence without tokens.
     pub fn new(reservation: Reservation, indexing: Option<Indexing>) -> Self {
         SequenceKv { len: 0, kv: RowTable::default(), summaries: Vec::new(), indexing, reservation }
+    }
+
+    /// A sequence that shares a kept prefix up to position `at`, whole pages, and nothing is promised to yet.
+    ///
+    /// Summaries are shared in whole rows, as far as the prefix has them and the sequence's own indexing reaches at
+    /// `at`: the sequence makes the others itself.
+    pub fn behind(prefix: &KeptPrefix, at: usize, indexing: Option<Indexing>, rows: &mut Rows) -> Self {
+        assert!(at.is_multiple_of(PAGE_TOKENS) && at <= prefix.tokens(), "{at} of {} kept tokens", prefix.tokens());
+        let mut sequence = SequenceKv::new(Reservation::default(), indexing);
+        sequence.kv = RowTable::sharing(&prefix.kv_rows()[..at / PAGE_TOKENS], rows);
+        sequence.len = at;
+        if let Some(indexing) = indexing {
+            let (key, kept) = (indexing.key, prefix.summary_rows(indexing.key));
+            let whole = kept.len().min(indexing.indexed_tokens(at) / key.row_tokens);
+            let table = RowTable::sharing(&kept[..whole], rows);
+            sequence.summaries.push(Summary { key, table, indexed: whole * key.row_tokens });
+        }
+        sequence
+    }
+
+    /// Rows are promised for what is to come.
+    pub fn promise(&mut self, reservation: Reservation) {
+        assert_eq!(self.reservation.rows(), 0, "a sequence has one promise");
+        self.reservation = reservation;
     }
 
     /// Tokens with K and V in rows.
@@ -121,6 +145,11 @@ impl SequenceKv {
     /// Tokens that the table `key` summarises.
     pub fn indexed(&self, key: SummaryKey) -> usize {
         self.summary(key).map_or(0, |summary| summary.indexed)
+    }
+
+    /// Every summary table.
+    pub fn summaries(&self) -> &[Summary] {
+        &self.summaries
     }
 
     /// Every table, for counting.

@@ -2,9 +2,7 @@
 
 use backend::cpu::{CpuBackend, CpuOptions};
 use backend::{Backend, Sampling};
-use engine::{
-    Attention, CostModel, Engine, EngineConfig, Event, FinishReason, Request, RequestHandle, Source, TextFactory,
-};
+use engine::{Attention, CostModel, Engine, EngineConfig, Event, FinishReason, Request, Source, TextFactory};
 use kv::{Selection, TokenId};
 use model::{Decoder, DecoderLimits, Opened};
 use std::sync::Arc;
@@ -94,10 +92,11 @@ impl Rig {
         Attention { algorithm, selection }
     }
 
-    /// A request for `max_tokens` tokens behind a prompt, sampled with a seed.
+    /// A request for `max_tokens` tokens behind a prompt, sampled with a seed; its prompt is read to the last token.
     pub fn request(&self, prompt: Vec<TokenId>, attention: Attention, max_tokens: usize, seed: u64) -> Request {
         let mut request = Request::new(Source::Prompt(prompt), attention, max_tokens);
         request.sampling = Sampling { temperature: 0.8, top_p: 0.95, seed, ..Sampling::default() };
+        request.cache = false;
         request
     }
 
@@ -110,14 +109,14 @@ impl Rig {
     }
 }
 
-/// Waits for a request's first choice.
+/// Waits for a request's first choice, of whose events a handle or a list is given.
 ///
 /// # Panics
 /// The engine fails.
-pub fn wait(handle: RequestHandle) -> Answer {
+pub fn wait(events: impl IntoIterator<Item = Event>) -> Answer {
     let (tokens, logprobs, text) = (Vec::new(), Vec::new(), String::new());
     let mut answer = Answer { tokens, logprobs, text, reason: FinishReason::Length, exact_tokens: 0 };
-    for event in handle {
+    for event in events {
         match event {
             Event::Token(token) if token.choice == 0 => {
                 answer.tokens.push(token.token);

@@ -21,7 +21,8 @@ fn wait_until_empty(engine: &Engine) {
     let start = Instant::now();
     loop {
         let metrics = engine.metrics();
-        if 0 < metrics.steps && metrics.free_rows == metrics.pool_rows && metrics.lanes_free == metrics.lanes {
+        let rows = metrics.free_rows + metrics.cached_rows;
+        if 0 < metrics.steps && rows == metrics.pool_rows && metrics.lanes_free == metrics.lanes {
             return;
         }
         assert!(start.elapsed() < Duration::from_secs(20), "rows or lanes leak: {metrics:?}");

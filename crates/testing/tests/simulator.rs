@@ -1,6 +1,6 @@
 //! The real scheduler and step loop through whole serving days, in virtual time.
 
-use engine::{AbortReason, Event, Feed, FinishReason, Progress, Request, RequestId, Source};
+use engine::{AbortReason, Event, Feed, FinishReason, Metrics, Progress, Request, RequestId, Source};
 use kv::{SequenceId, TokenId};
 use std::collections::{BTreeMap, BTreeSet};
 use testing::constraints::{Fixed, Residue, Turns};
@@ -26,6 +26,8 @@ struct Day {
     expected: BTreeMap<RequestId, Expected>,
     aborted: BTreeSet<RequestId>,
     parents: Vec<Parent>,
+    /// Texts that later prompts may begin with.
+    texts: Vec<Vec<TokenId>>,
     refused: usize,
 }
 
@@ -37,6 +39,7 @@ fn config(seed: u64) -> SimulatorConfig {
     config.engine.prefill_tokens = [32, 100, 1000][noise.below(3)];
     config.engine.decode_share = [0.0, 0.5, 0.9][noise.below(3)];
     config.engine.unit_seconds = [0.001, 0.005, 0.05][noise.below(3)];
+    config.engine.prefix_cache = !noise.once_in(8);
     config.layers = 1 + noise.below(3);
     config.steps_in_flight = 1 + noise.below(2);
     config.seed = seed;
@@ -52,6 +55,7 @@ impl Day {
             expected: BTreeMap::new(),
             aborted: BTreeSet::new(),
             parents: Vec::new(),
+            texts: Vec::new(),
             refused: 0,
         }
     }
@@ -61,7 +65,15 @@ impl Day {
         let noise = &mut self.noise;
         let (algorithm, max_tokens) = (noise.below(4) as u8, noise.below(60));
         let longest = if noise.once_in(4) { 500 } else { 60 };
-        let tokens = prompt(noise.number(), 1 + noise.below(longest));
+        let mut tokens = prompt(noise.number(), 1 + noise.below(longest));
+        if !self.texts.is_empty() && noise.once_in(2) {
+            // A text again: from its start, up to anywhere, and something new behind it.
+            let mut text = self.texts[noise.below(self.texts.len())].clone();
+            text.truncate(noise.below(text.len() + 1));
+            text.extend_from_slice(&tokens[..tokens.len().min(1 + noise.below(30))]);
+            text.truncate(590);
+            tokens = text;
+        }
         let (source, prompt) = if self.parents.is_empty() || noise.once_in(2) {
             (Source::Prompt(tokens.clone()), tokens)
         } else {
@@ -74,6 +86,7 @@ impl Day {
         let mut request = Request::new(source, attention(algorithm), max_tokens);
         request.choices = if noise.once_in(3) { 1 + noise.below(4) } else { 1 };
         request.hold = noise.once_in(4);
+        request.cache = !noise.once_in(8);
         request.sampling.seed = noise.number();
         request.end_tokens = (0..noise.below(3)).map(|_| 1 + noise.below(50) as TokenId).collect();
         request.ignore_eos = noise.once_in(4);
@@ -94,7 +107,10 @@ impl Day {
     fn submit(&mut self) {
         let (request, prompt) = self.request();
         match self.simulation.submit(request.clone()) {
-            Ok(id) => drop(self.expected.insert(id, Expected { request, prompt })),
+            Ok(id) => {
+                self.texts.push(prompt.clone());
+                self.expected.insert(id, Expected { request, prompt });
+            }
             Err(_) => self.refused += 1,
         }
     }
@@ -133,7 +149,7 @@ impl Day {
         }
     }
 
-    fn run(mut self) -> Vec<String> {
+    fn run(mut self) -> (Vec<String>, Metrics) {
         let mut known = BTreeSet::new();
         for _ in 0..300 {
             self.happen();
@@ -153,7 +169,7 @@ impl Day {
         }
         self.simulation.check_empty();
         self.expected.iter().for_each(|(&id, expected)| self.verify(id, expected));
-        self.simulation.take_trace()
+        (self.simulation.take_trace(), self.simulation.steps.scheduler.metrics())
     }
 
     /// Every choice finished once, with the naive model's tokens.
@@ -201,23 +217,33 @@ impl Day {
             assert_eq!(tokens, naive, "{name}");
             assert_eq!(end.usage.completion_tokens, tokens.len(), "{name}");
             assert_eq!(end.usage.prompt_tokens, expected.prompt.len(), "{name}");
+            let cached = end.usage.cached_tokens;
+            match request.parent() {
+                Some(_) => assert!(cached == 0 || cached + request.tokens().len() == expected.prompt.len(), "{name}"),
+                None => assert!(cached % 8 == 0 && cached < expected.prompt.len(), "{name}"),
+            }
+            assert!(request.cache || request.parent().is_some() || cached == 0, "{name}");
         }
     }
 }
 
 #[test]
 fn serving_days_leak_nothing_and_give_every_request_its_tokens() {
+    let (mut hits, mut evicted) = (0, 0);
     for seed in 0..120 {
-        Day::new(seed).run();
+        let (_, metrics) = Day::new(seed).run();
+        hits += metrics.prefix_hit_tokens_total;
+        evicted += metrics.prefix_evicted_tokens_total;
     }
+    assert!(20_000 < hits && 20_000 < evicted, "prefixes are shared and given up: {hits}, {evicted}");
 }
 
 #[test]
 fn the_same_seed_gives_the_same_trace() {
     for seed in 1000..1005 {
-        let trace = Day::new(seed).run();
+        let (trace, _) = Day::new(seed).run();
         assert!(100 < trace.len(), "seed {seed}: {} steps", trace.len());
-        assert_eq!(trace, Day::new(seed).run(), "seed {seed}");
+        assert_eq!(trace, Day::new(seed).run().0, "seed {seed}");
     }
 }
 

@@ -37,11 +37,14 @@ fn beside(session: &Session, dense: &Attention, prompt_tokens: usize) -> Result<
     let most = session.limits.max_tokens.saturating_sub(STREAM_PROMPT + 2);
     ensure!(64 <= most, "--gap needs sequences of {} tokens or more", STREAM_PROMPT + 66);
     let mut stream = Request::new(Source::Prompt(super::bench::prompt(session, STREAM_PROMPT, 1)), dense.into(), most);
-    stream.ignore_eos = true;
+    (stream.ignore_eos, stream.cache) = (true, false);
     let mut stream = session.engine.submit(stream)?;
     wait_for_token(&mut stream);
     let prompt = super::bench::prompt(session, prompt_tokens, 2);
-    let prompt = session.engine.submit(Request::new(Source::Prompt(prompt), dense.into(), 1))?;
+    let mut prompt = Request::new(Source::Prompt(prompt), dense.into(), 1);
+    // What is measured is a prompt that is read.
+    prompt.cache = false;
+    let prompt = session.engine.submit(prompt)?;
     let (start, done) = (Instant::now(), in_background(prompt));
     let mut gaps = Vec::new();
     let mut last = Instant::now();

@@ -7,7 +7,7 @@ use crate::output;
 use crate::session::{Plan, Session, progress_bar};
 use anyhow::{Context, Result, ensure};
 use backend::Sampling;
-use engine::{AbortReason, Event, FinishReason, Finished, Request, Source};
+use engine::{AbortReason, Event, FinishReason, Finished, Request, Source, Usage};
 use indicatif::ProgressBar;
 use model::{ChatInput, Message};
 use std::io::{BufRead, IsTerminal, Read, Write};
@@ -194,10 +194,10 @@ impl Output {
         let (usage, times) = (finished.usage, finished.timings);
         let rate = |tokens: usize, seconds: f64| tokens as f64 / seconds.max(1e-9);
         eprintln!(
-            "[{} prompt tokens in {:.2} s ({:.0} tokens/s); {} tokens in {:.2} s ({:.1} tokens/s){}; attention: {}]",
-            usage.prompt_tokens,
+            "[{} in {:.2} s ({:.0} tokens/s); {} tokens in {:.2} s ({:.1} tokens/s){}; attention: {}]",
+            prompt_words(usage),
             times.prefill,
-            rate(usage.prompt_tokens, times.prefill),
+            rate(usage.prompt_tokens - usage.cached_tokens, times.prefill),
             usage.completion_tokens,
             times.decode,
             rate(usage.completion_tokens.saturating_sub(1), times.decode),
@@ -210,6 +210,14 @@ impl Output {
             finished.attention
         );
         Ok(())
+    }
+}
+
+/// How long the prompt is, and how much of it was not read again.
+fn prompt_words(usage: Usage) -> String {
+    match usage.cached_tokens {
+        0 => format!("{} prompt tokens", usage.prompt_tokens),
+        cached => format!("{} prompt tokens ({cached} cached)", usage.prompt_tokens),
     }
 }
 
@@ -235,5 +243,17 @@ fn sampling(session: &Session, args: &SamplingArgs, logprobs: Option<u8>) -> Sam
         seed: args.seed,
         top_logprobs: logprobs.map_or(0, usize::from),
         ..off
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cached_tokens_are_told_where_there_are_some() {
+        let words = |cached_tokens| prompt_words(Usage { prompt_tokens: 1200, cached_tokens, completion_tokens: 5 });
+        assert_eq!(words(0), "1200 prompt tokens");
+        assert_eq!(words(1192), "1200 prompt tokens (1192 cached)");
     }
 }

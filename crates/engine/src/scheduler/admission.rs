@@ -6,7 +6,7 @@ use crate::request::{Refusal, Request, RequestId, Source};
 use crate::sequence::{Phase, Sequence};
 use crate::{EngineConfig, PROMPT_LOGPROBS_MAX};
 use backend::AlgorithmId;
-use kv::{Demand, Indexing, LaneId, Reservation, SequenceId, SequenceKv, SummaryKey};
+use kv::{Demand, Indexing, LaneId, Reservation, SequenceId, SequenceKv, SummaryKey, TokenId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -16,7 +16,6 @@ struct Needs {
     /// What the parent lacks, and keeps.
     parent: Option<ParentIndex>,
     parent_rows: usize,
-    lanes: usize,
 }
 
 impl Needs {
@@ -26,18 +25,45 @@ impl Needs {
 }
 
 impl Scheduler {
-    /// Admits from the head of the queue for as long as the head fits; nobody overtakes.
+    /// Admits from the head of the queue for as long as the head fits; nobody overtakes. What the prefix cache holds is
+    /// in nobody's way.
     pub(super) fn admit_waiting(&mut self) {
         while let Some(&head) = self.waiting.front() {
             let request = self.requests[&head].request.clone();
-            let needs = self.needs(&request);
-            if self.parent_is_busy(&needs) || self.lanes_free() < needs.lanes {
+            if self.lanes_free() < lanes(&request) || self.parent_is_busy(&request) {
                 return;
             }
-            let Ok(promise) = self.rows.reserve(needs.rows()) else { return };
+            // Shared first, so that making room leaves these rows alone.
+            let shared = self.share_prefix(&request);
+            let needs = self.needs(&request, Some(&shared));
+            let Ok(promise) = self.prefixes.reserve(needs.rows(), &mut self.rows) else {
+                return shared.release(&mut self.rows);
+            };
             self.waiting.pop_front();
             self.admitted.push(head);
-            self.admit(head, &request, &needs, promise);
+            self.admit(head, &request, &needs, shared, promise);
+        }
+    }
+
+    /// The prompt that the prefix cache is asked about: not one of which every token is scored.
+    fn asked_prompt<'a>(&self, request: &'a Request) -> Option<&'a [TokenId]> {
+        self.cached_prompt(request).filter(|_| request.prompt_logprobs.is_none())
+    }
+
+    /// The prompt that the prefix cache may keep: one that is the request's own and whole.
+    pub(super) fn cached_prompt<'a>(&self, request: &'a Request) -> Option<&'a [TokenId]> {
+        match &request.source {
+            Source::Prompt(tokens) if self.config.prefix_cache && request.cache => Some(tokens),
+            Source::Prompt(_) | Source::Fork { .. } => None,
+        }
+    }
+
+    /// A sequence for a request, with the rows that its prompt has in the prefix cache; nothing is promised to it yet.
+    fn share_prefix(&mut self, request: &Request) -> SequenceKv {
+        let indexing = self.indexing(request);
+        match self.asked_prompt(request) {
+            Some(prompt) => self.prefixes.share(prompt, indexing, &mut self.rows),
+            None => SequenceKv::new(Reservation::default(), indexing),
         }
     }
 
@@ -61,7 +87,8 @@ impl Scheduler {
         let head = &self.requests[self.waiting.front()?].request;
         let rests = self.sequences.values().all(|sequence| matches!(sequence.phase, Phase::Held));
         let EngineConfig { pool_rows, row_bytes, .. } = self.config;
-        let (wanted_rows, held_rows) = (self.needs(head).rows(), pool_rows - self.rows.available());
+        let wanted_rows = self.needs(head, None).rows();
+        let held_rows = pool_rows - self.rows.available() - self.rows.spare();
         (rests && self.retiring.is_empty()).then_some(Refusal::HeldRows {
             wanted_rows,
             held_rows,
@@ -114,7 +141,7 @@ impl Scheduler {
         }
         // A parent's rows stay where they are while the fork runs, so they count as well.
         let held = request.parent().map_or(0, |parent| self.sequences[&parent].kv.tables().map(|t| t.len()).sum());
-        let wanted_rows = self.needs(request).rows() + held;
+        let wanted_rows = self.needs(request, None).rows() + held;
         if pool_rows < wanted_rows {
             return Err(Refusal::NeverFits { wanted_rows, pool_rows, row_bytes });
         }
@@ -139,15 +166,23 @@ impl Scheduler {
         request.parent().map_or(0, |parent| self.sequences[&parent].kv.len())
     }
 
-    fn needs(&self, request: &Request) -> Needs {
-        let prefix = self.prefix(request);
-        let prompt = prefix + request.tokens().len();
+    /// What a request reserves beside the rows that it shares.
+    fn needs(&self, request: &Request, shared: Option<&SequenceKv>) -> Needs {
+        let parent_tokens = self.prefix(request);
+        let prompt = parent_tokens + request.tokens().len();
+        let prefix = parent_tokens + shared.map_or(0, SequenceKv::len);
+        let indexing = self.indexing(request);
+        let indexed = indexing.map_or(0, |indexing| match request.parent() {
+            Some(_) => indexing.indexed_tokens(prefix),
+            None => shared.map_or(0, |shared| shared.indexed(indexing.key)),
+        });
         let demand = Demand {
             prefix,
+            indexed,
             start: if request.feeds_by_decode() { prefix } else { prompt },
             end: prompt + self.completion_max(request) + 1,
             choices: request.choices,
-            indexing: self.indexing(request),
+            indexing,
         };
         let parent = request.parent().zip(demand.indexing).map(|(parent, indexing)| {
             let from = self.sequences[&parent].kv.indexed(indexing.key);
@@ -155,18 +190,25 @@ impl Scheduler {
         });
         let parent_rows =
             parent.map_or(0, |part| self.sequences[&part.parent].kv.missing_summary_rows(prefix, &part.indexing));
-        Needs { demand, parent, parent_rows, lanes: if request.decodes() { request.choices } else { 0 } }
+        Needs { demand, parent, parent_rows }
     }
 
     /// Whether the summaries that a fork needs are being made for another one: it shares them when they are there.
-    fn parent_is_busy(&self, needs: &Needs) -> bool {
-        needs.parent.is_some_and(|wanted| {
+    fn parent_is_busy(&self, request: &Request) -> bool {
+        request.parent().zip(self.indexing(request)).is_some_and(|(parent, indexing)| {
             let mut running = self.prefilling().filter_map(|(_, prefill)| prefill.parent_index());
-            running.any(|part| part.parent == wanted.parent && part.indexing.key == wanted.indexing.key)
+            running.any(|part| part.parent == parent && part.indexing.key == indexing.key)
         })
     }
 
-    fn admit(&mut self, id: RequestId, request: &Arc<Request>, needs: &Needs, mut promise: Reservation) {
+    fn admit(
+        &mut self,
+        id: RequestId,
+        request: &Arc<Request>,
+        needs: &Needs,
+        mut shared: SequenceKv,
+        mut promise: Reservation,
+    ) {
         if let Some(part) = needs.parent {
             let parent = self.sequences.get_mut(&part.parent).expect("a waiting fork's parent is held");
             let mut rows = promise.split(needs.parent_rows);
@@ -177,17 +219,23 @@ impl Scheduler {
             layers: self.layers,
             pass_tokens: self.config.prefill_tokens,
             prefix: needs.demand.prefix,
+            indexed: needs.demand.indexed,
             end: needs.demand.start,
             parent: needs.parent,
             indexing: needs.demand.indexing,
             scores: request.prompt_logprobs,
             samples: 0 < request.max_tokens && !request.feeds_by_decode() && request.forced.is_empty(),
         }));
-        let first = promise.split(needs.demand.first().total());
-        self.add_sequence(id, request, 0, needs, first, Phase::Prefilling(prefill));
+        if let Some(prompt) = self.asked_prompt(request) {
+            self.totals.prefix_queried += prompt.len() as u64;
+            self.totals.prefix_hits += shared.len() as u64;
+        }
+        shared.promise(promise.split(needs.demand.first().total()));
+        self.add_sequence(id, request, 0, needs, shared, Phase::Prefilling(prefill));
         for choice in 1..request.choices as u32 {
             let further = promise.split(needs.demand.further().total());
-            self.add_sequence(id, request, choice, needs, further, Phase::Following);
+            let kv = SequenceKv::new(further, needs.demand.indexing);
+            self.add_sequence(id, request, choice, needs, kv, Phase::Following);
         }
         self.rows.give_back(promise);
     }
@@ -198,18 +246,18 @@ impl Scheduler {
         request: &Request,
         choice: u32,
         needs: &Needs,
-        promise: Reservation,
+        kv: SequenceKv,
         phase: Phase,
     ) {
         self.sequences_made += 1;
         let id = SequenceId(self.sequences_made);
-        let lane = (0 < needs.lanes).then(|| self.take_lane(id));
+        let lane = (0 < lanes(request)).then(|| self.take_lane(id));
         let mut tokens = match request.source {
             Source::Prompt(_) => Vec::new(),
             Source::Fork { parent, .. } => self.sequences[&parent].tokens[..needs.demand.prefix].to_vec(),
         };
         tokens.extend_from_slice(request.tokens());
-        let (prompt_tokens, kv) = (tokens.len(), SequenceKv::new(promise, needs.demand.indexing));
+        let (prompt_tokens, cached_tokens) = (tokens.len(), needs.demand.prefix);
         let group = self.requests.get_mut(&request_id).expect("an admitted request is known");
         group.alive.push(id);
         let constraint = group.constraints.pop();
@@ -219,6 +267,7 @@ impl Scheduler {
             choice,
             tokens,
             prompt_tokens,
+            cached_tokens,
             scores: Vec::new(),
             kv,
             lane,
@@ -233,6 +282,11 @@ impl Scheduler {
         self.lanes[at] = Some(id);
         LaneId(u16::try_from(at).expect("lanes are numbered by u16"))
     }
+}
+
+/// Lanes that a request takes from its admission on.
+fn lanes(request: &Request) -> usize {
+    if request.decodes() { request.choices } else { 0 }
 }
 
 /// Whether a prompt's tokens can be scored as a request asks.

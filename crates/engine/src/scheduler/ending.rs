@@ -36,7 +36,7 @@ impl Scheduler {
         let (owner, choice) = (sequence.request, sequence.choice);
         let used = self.attention_used(&request, &sequence);
         let decoded = sequence.running().and_then(|running| running.decoded);
-        let usage = self.usage(&request, &sequence);
+        let usage = usage(&sequence);
         let lane = sequence.lane.take();
         sequence.constraint = None;
         if request.hold && !aborted {
@@ -98,6 +98,7 @@ impl Scheduler {
         self.requests.clear();
         self.waiting.clear();
         self.released.clear();
+        self.prefixes.clear(&mut self.rows);
         self.reclaim();
     }
 
@@ -126,11 +127,6 @@ impl Scheduler {
         let usage = Usage { prompt_tokens, cached_tokens: 0, completion_tokens: 0 };
         let attention = self.attention(request, Attended::Nothing, 0, None);
         Notice::Finished { request: id, choice, reason, error: None, usage, attention, decoded: None }
-    }
-
-    fn usage(&self, request: &Request, sequence: &Sequence) -> Usage {
-        let cached_tokens = request.parent().map_or(0, |_| sequence.prompt_tokens - request.tokens().len());
-        Usage { prompt_tokens: sequence.prompt_tokens, cached_tokens, completion_tokens: sequence.completion_tokens() }
     }
 
     fn attention_used(&self, request: &Request, sequence: &Sequence) -> AttentionUsed {
@@ -162,4 +158,9 @@ impl Scheduler {
             attention_mass: mass,
         }
     }
+}
+
+fn usage(sequence: &Sequence) -> Usage {
+    let Sequence { prompt_tokens, cached_tokens, .. } = *sequence;
+    Usage { prompt_tokens, cached_tokens, completion_tokens: sequence.completion_tokens() }
 }

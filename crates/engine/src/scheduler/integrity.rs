@@ -10,6 +10,7 @@ impl Scheduler {
     /// Says what disagrees.
     pub fn check_integrity(&self) -> Result<(), String> {
         self.check_rows()?;
+        self.prefixes.check_integrity()?;
         self.check_lanes()?;
         self.check_requests()?;
         self.check_slots()
@@ -19,7 +20,7 @@ impl Scheduler {
         let retiring = self.retiring.iter().filter_map(|retiring| retiring.kv.as_ref());
         let kvs: Vec<_> = self.sequences.values().map(|sequence| &sequence.kv).chain(retiring).collect();
         let tables = kvs.iter().flat_map(|kv| kv.tables());
-        self.rows.check_integrity(tables, kvs.iter().map(|kv| kv.reservation()))
+        self.rows.check_integrity(tables, self.prefixes.kept(), kvs.iter().map(|kv| kv.reservation()))
     }
 
     fn check_lanes(&self) -> Result<(), String> {

@@ -136,7 +136,7 @@ impl Scheduler {
         self.totals.prefill_tokens += (done - done_before) as u64;
     }
 
-    /// The sequence gets its rows: shared with the parent up to the prefix, its own behind.
+    /// The sequence gets its rows: shared up to the prefix, its own behind.
     fn begin(&mut self, id: SequenceId, plan: &mut Plan) {
         let request = self.request_of(id);
         let end = if request.feeds_by_decode() { self.prefix(&request) } else { self.sequences[&id].prompt_tokens };
@@ -176,6 +176,7 @@ impl Scheduler {
         let planned = usize::from(0 < request.max_tokens && !request.feeds_by_decode());
         let outputs_max = silent + self.completion_max(&request);
         let running = Running { silent, planned, outputs_max, ..Running::default() };
+        self.keep_prompt(id, &request);
         for choice in &choices {
             self.sequences.get_mut(choice).expect("it is alive").phase = Phase::Running(running);
         }
@@ -189,6 +190,13 @@ impl Scheduler {
         };
         plan.ends.push(end);
         rest
+    }
+
+    /// The prompt is read: its rows stay for prompts that begin alike, also while it runs.
+    fn keep_prompt(&mut self, id: SequenceId, request: &Request) {
+        if let Some(prompt) = self.cached_prompt(request) {
+            self.prefixes.keep(prompt, &self.sequences[&id].kv, &mut self.rows);
+        }
     }
 
     fn fork(&mut self, parent: SequenceId, child: SequenceId, at: usize, plan: &mut Plan) {
