@@ -1,0 +1,88 @@
+//! An answer in one piece.
+
+use super::logprobs::Scored;
+use super::piece::Piece;
+use super::usage::UsageSum;
+use super::{Envelope, Style};
+use crate::error::ApiError;
+use crate::reader::Reader;
+use crate::request::params::Params;
+use engine::{AbortReason, FinishReason, Finished};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// A completion that has ended.
+#[derive(Debug, Default)]
+pub(crate) struct Whole {
+    pub(crate) prompt: usize,
+    pub(crate) text: String,
+    pub(crate) tokens: Vec<Scored>,
+    pub(crate) end: Option<Finished>,
+}
+
+impl Whole {
+    fn add(&mut self, piece: Piece) {
+        self.text += &piece.text;
+        self.tokens.extend(piece.token.map(Scored::from));
+        self.end = piece.end.or(self.end.take());
+    }
+
+    /// Mean log-probability of its tokens: what `best_of` ranks by.
+    fn mean_logprob(&self) -> f32 {
+        let sum: f32 = self.tokens.iter().filter_map(|token| token.logprob).sum();
+        sum / self.tokens.len().max(1) as f32
+    }
+}
+
+/// Reads everything, and writes the response's body.
+///
+/// # Errors
+/// The engine failed or ended a completion early.
+pub(crate) async fn collect(
+    mut reader: Reader,
+    mut style: Box<dyn Style>,
+    envelope: &Envelope,
+    params: &Params,
+) -> Result<Value, ApiError> {
+    let mut prompts: BTreeMap<usize, BTreeMap<usize, Whole>> = BTreeMap::new();
+    let mut usage = UsageSum::default();
+    while let Some(event) = reader.next().await {
+        let (prompt, event) = event?;
+        let Some(piece) = Piece::of(prompt, event) else { continue };
+        if let Some(end) = &piece.end {
+            if let FinishReason::Aborted(reason) = end.reason {
+                return Err(aborted(reason));
+            }
+            usage.add(prompt, end);
+        }
+        let whole = prompts.entry(prompt).or_default().entry(piece.choice).or_default();
+        whole.prompt = prompt;
+        whole.add(piece);
+    }
+    let mut choices = Vec::new();
+    for (_, drawn) in prompts {
+        for whole in best(drawn.into_values().collect(), params.choices) {
+            choices.push(style.choice(choices.len(), whole));
+        }
+    }
+    let mut body = envelope.wrap(style.names().whole, choices);
+    body["usage"] = usage.to_json();
+    Ok(body)
+}
+
+/// The `n` most likely completions, most likely first where some are left out.
+fn best(mut drawn: Vec<Whole>, n: usize) -> Vec<Whole> {
+    if n < drawn.len() {
+        drawn.sort_by(|a, b| b.mean_logprob().total_cmp(&a.mean_logprob()));
+        drawn.truncate(n);
+    }
+    drawn
+}
+
+/// Why a response ends without its answer.
+pub(crate) fn aborted(reason: AbortReason) -> ApiError {
+    match reason {
+        AbortReason::Shutdown => ApiError::draining(),
+        reason => ApiError::internal(format!("the request was ended early: {reason:?}")),
+    }
+}

@@ -1,0 +1,86 @@
+//! What every handler shares.
+
+use crate::config::{PREPARING_MAX, ServerConfig};
+use crate::error::ApiError;
+use crate::live::Live;
+use crate::measures::Measures;
+use engine::Engine;
+use model::Opened;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::Semaphore;
+
+/// One model behind HTTP.
+pub(crate) struct App {
+    pub(crate) engine: Engine,
+    pub(crate) opened: Arc<Opened>,
+    pub(crate) config: ServerConfig,
+    pub(crate) live: Live,
+    pub(crate) measures: Arc<Measures>,
+    /// Set once, by the order to stop.
+    pub(crate) draining: AtomicBool,
+    /// Seconds since 1970 at the start.
+    pub(crate) created: u64,
+    /// Requests that are parsed and tokenised at a time: one a core.
+    preparing: Semaphore,
+    /// Those, and the ones that wait for it.
+    prepared: Semaphore,
+    /// Ids given out.
+    ids: AtomicU64,
+}
+
+impl App {
+    pub(crate) fn new(engine: Engine, opened: Arc<Opened>, config: ServerConfig) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        App {
+            engine,
+            opened,
+            config,
+            live: Live::default(),
+            measures: Arc::new(Measures::default()),
+            draining: AtomicBool::new(false),
+            created: now_seconds(),
+            preparing: Semaphore::new(cores),
+            prepared: Semaphore::new(PREPARING_MAX),
+            ids: AtomicU64::new(0),
+        }
+    }
+
+    /// A number that no other request of this process has.
+    pub(crate) fn next_id(&self) -> u64 {
+        self.ids.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// An id as clients see it; the start time keeps ids of different runs apart.
+    pub(crate) fn public_id(&self, prefix: &str, id: u64) -> String {
+        format!("{prefix}-{:x}{id:08x}", self.created)
+    }
+
+    /// Runs work that takes time (templates, tokenising, grammars) off the threads that serve connections.
+    ///
+    /// # Errors
+    /// Too much of it waits already, or the work's own.
+    pub(crate) async fn prepare<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&App) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let Ok(_place) = self.prepared.try_acquire() else {
+            return Err(ApiError::overloaded(format!("{PREPARING_MAX} requests are being read already; try again later")));
+        };
+        let _core = self.preparing.acquire().await.map_err(|_| ApiError::draining())?;
+        let app = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&app)).await;
+        done.unwrap_or_else(|_| Err(ApiError::internal("the request could not be read: its worker has ended")))
+    }
+
+    /// Refuses new work once the server drains.
+    pub(crate) fn admit(&self) -> Result<(), ApiError> {
+        if self.draining.load(Ordering::Relaxed) { Err(ApiError::draining()) } else { Ok(()) }
+    }
+}
+
+/// Seconds since 1970.
+pub(crate) fn now_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,77 @@
+//! What a server is told, and the bounds of what a request may ask for.
+
+use engine::Attention;
+use sparse::Specs;
+use std::time::Duration;
+
+/// Resolved settings; immutable from the start on.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Names under which the model answers; the first is the one in responses.
+    pub names: Vec<String>,
+    /// Keys of which a request must carry one; empty lets everybody in.
+    pub api_keys: Vec<String>,
+    /// Longest sequence, for messages and listings; the engine holds the limit itself.
+    pub max_model_len: usize,
+    /// Every algorithm of the model with the selection that its requests get, by `AlgorithmId`.
+    pub attentions: Vec<Attention>,
+    /// Which of them a request gets that does not say.
+    pub default_attention: usize,
+    /// Their names.
+    pub specs: Specs,
+    /// Bytes of K and V of one token, for the live view.
+    pub kv_bytes_per_token: u64,
+    /// How long running streams may go on after the order to stop.
+    pub drain: Duration,
+}
+
+/// Bytes of a request's body.
+pub const BODY_BYTES_MAX: usize = 16 << 20;
+
+/// Seconds that a body may take to arrive.
+pub const BODY_SECONDS_MAX: u64 = 60;
+
+/// Seconds that a request's head may take to arrive.
+pub const HEAD_SECONDS_MAX: u64 = 30;
+
+/// Seconds that a client may take no byte of what is ready for it.
+pub const STALL_SECONDS_MAX: u64 = 30;
+
+/// Open connections; further ones wait to be accepted.
+pub const CONNECTIONS_MAX: usize = 1024;
+
+/// Bodies that are parsed and tokenised or wait for it.
+pub const PREPARING_MAX: usize = 256;
+
+/// Seconds between two comments to a client that waits for its first token.
+pub const COMMENT_SECONDS: u64 = 5;
+
+/// Tokens of an answer where the request does not say.
+pub const MAX_TOKENS_DEFAULT: usize = 1024;
+
+/// Prompts of one completion request.
+pub const PROMPTS_MAX: usize = 128;
+
+/// Messages of one chat request.
+pub const MESSAGES_MAX: usize = 4096;
+
+/// Completions of one prompt.
+pub const CHOICES_MAX: u64 = 128;
+
+/// Most likely tokens that are reported for each token.
+pub const TOP_LOGPROBS_MAX: u64 = 20;
+
+/// Log-probabilities that one response may hold: prompts x choices x max_tokens x (1 + top), and the prompt's alike.
+pub const LOGPROBS_MAX: usize = 1 << 20;
+
+/// Stop strings.
+pub const STOP_MAX: usize = 16;
+
+/// Bytes of a stop string.
+pub const STOP_BYTES_MAX: usize = 1024;
+
+/// Stop tokens.
+pub const STOP_TOKENS_MAX: usize = 256;
+
+/// Entries of `logit_bias`.
+pub const LOGIT_BIAS_MAX: usize = 1024;
