@@ -17,6 +17,8 @@ pub(crate) struct Args {
 pub(crate) enum Command {
     /// Answer a prompt, or chat on a terminal
     Run(RunArgs),
+    /// Serve a model over HTTP with OpenAI's API
+    Serve(ServeArgs),
     /// Measure accuracy: facts hidden in long documents, or the perplexity of a text
     #[command(subcommand)]
     Eval(EvalCommand),
@@ -189,6 +191,49 @@ pub(crate) struct RunArgs {
 
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+}
+
+/// `spindle serve`.
+#[derive(ClapArgs)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+
+    /// Address to listen on; 0.0.0.0 lets other machines in
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", help_heading = "Server")]
+    pub(crate) host: String,
+
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 8000, help_heading = "Server")]
+    pub(crate) port: u16,
+
+    /// Key that requests must carry; may be given several times [default: everybody may ask]
+    #[arg(long, value_name = "KEY", env = "SPINDLE_API_KEY", hide_env_values = true, help_heading = "Server")]
+    pub(crate) api_key: Vec<String>,
+
+    /// Name under which the model answers; may be given several times [default: the file's or folder's name]
+    #[arg(long, value_name = "NAME", help_heading = "Server")]
+    pub(crate) served_model_name: Vec<String>,
+
+    /// Requests that may wait for memory or a lane; further ones are answered with 429
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..),
+          help_heading = "Server")]
+    pub(crate) max_queue: u16,
+
+    /// Seconds that running streams may go on after SIGTERM or ctrl-c
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, help_heading = "Server")]
+    pub(crate) drain_seconds: u16,
+
+    /// Attention of requests that do not choose: dense, shadowkv, shadowkv+estimate or sketch
+    #[arg(long, value_name = "NAME", default_value = "dense", help_heading = "Attention")]
+    pub(crate) attention: String,
+
+    /// Share of the context that a step selects, for example 0.8% [default: the algorithm's]
+    #[arg(long, value_name = "SHARE", help_heading = "Attention")]
+    pub(crate) budget: Option<Share>,
+
+    #[command(flatten)]
+    pub(crate) selection: SelectionArgs,
 }
 
 /// Several attentions to compare.

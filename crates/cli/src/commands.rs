@@ -2,6 +2,8 @@
 
 mod run;
 
+mod serve;
+
 mod needle;
 
 mod perplexity;
@@ -19,6 +21,7 @@ use anyhow::Result;
 pub(crate) fn run(command: Command) -> Result<()> {
     match command {
         Command::Run(args) => run::run(&args),
+        Command::Serve(args) => serve::serve(&args),
         Command::Eval(EvalCommand::Needle(args)) => needle::needle(&args),
         Command::Eval(EvalCommand::Perplexity(args)) => perplexity::perplexity(&args),
         Command::Bench(args) => bench::bench(&args),

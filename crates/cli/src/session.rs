@@ -16,6 +16,9 @@ use std::time::Duration;
 /// KV memory where nobody says otherwise: the smaller of this and half of the free memory.
 const KV_MEMORY_DEFAULT: u64 = 4 << 30;
 
+/// Requests that may wait where nobody says otherwise.
+const MAX_QUEUE_DEFAULT: usize = 256;
+
 /// Fewest tokens of a prefill pass.
 const PREFILL_TOKENS_LEAST: usize = 512;
 
@@ -29,6 +32,8 @@ pub(crate) struct Plan {
     pub(crate) pool_rows: usize,
     pub(crate) decode_share: f64,
     pub(crate) prefix_cache: bool,
+    /// Requests that may wait.
+    pub(crate) max_queue: usize,
     pub(crate) specs: Specs,
 }
 
@@ -75,7 +80,19 @@ impl Plan {
         );
         let (bundled, specs) = (source == ModelSource::Bundled, Specs::of(geometry));
         let (decode_share, prefix_cache) = (args.decode_share.0, !args.no_prefix_cache);
-        Ok(Plan { specs, bundled, backend, limits, kv_memory, pool_rows, decode_share, prefix_cache, opened })
+        let max_queue = MAX_QUEUE_DEFAULT;
+        Ok(Plan {
+            specs,
+            bundled,
+            backend,
+            limits,
+            kv_memory,
+            pool_rows,
+            decode_share,
+            prefix_cache,
+            max_queue,
+            opened,
+        })
     }
 
     /// What will be allocated, line by line.
@@ -130,6 +147,7 @@ impl Plan {
             prefill_tokens: self.limits.prefill_tokens,
             decode_share: self.decode_share,
             prefix_cache: self.prefix_cache,
+            max_queue: self.max_queue,
             cost: CostModel::conservative(config.layer_parameters(), config.q_columns()),
             ..EngineConfig::new(self.pool_rows, row_bytes, self.limits.max_tokens, config.vocab_size)
         };

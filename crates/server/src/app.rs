@@ -66,7 +66,9 @@ impl App {
         work: impl FnOnce(&App) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let Ok(_place) = self.prepared.try_acquire() else {
-            return Err(ApiError::overloaded(format!("{PREPARING_MAX} requests are being read already; try again later")));
+            return Err(ApiError::overloaded(format!(
+                "{PREPARING_MAX} requests are being read already; try again later"
+            )));
         };
         let _core = self.preparing.acquire().await.map_err(|_| ApiError::draining())?;
         let app = self.clone();
@@ -83,4 +85,13 @@ impl App {
 /// Seconds since 1970.
 pub(crate) fn now_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+impl App {
+    /// Says when prompts have words that a closed vocabulary lacks; the bundled model has some five hundred.
+    pub(crate) fn vocabulary_warning<'a>(&self, prompts: impl Iterator<Item = &'a [kv::TokenId]>) -> Option<String> {
+        let unknown = self.opened.tokenizer.unknown()?;
+        let count = prompts.flatten().filter(|token| **token == unknown).count();
+        (0 < count).then(|| format!("{count} words of the prompt are not in the model's vocabulary"))
+    }
 }

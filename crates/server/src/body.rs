@@ -19,7 +19,8 @@ pub(crate) async fn read(request: Request<Body>) -> Result<Vec<u8>, ApiError> {
     if declared.is_some_and(|bytes| BODY_BYTES_MAX < bytes) {
         return Err(too_large());
     }
-    let read = tokio::time::timeout(Duration::from_secs(BODY_SECONDS_MAX), Limited::new(body, BODY_BYTES_MAX).collect());
+    let read =
+        tokio::time::timeout(Duration::from_secs(BODY_SECONDS_MAX), Limited::new(body, BODY_BYTES_MAX).collect());
     match read.await {
         Ok(Ok(body)) => Ok(body.to_bytes().to_vec()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),

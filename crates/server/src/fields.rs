@@ -41,15 +41,17 @@ impl Fields {
     }
 
     pub(crate) fn flag(&mut self, field: &str) -> Result<Option<bool>, ApiError> {
-        self.take(field).map(|value| value.as_bool().ok_or_else(|| self.wrong(field, "true or false", &value))).transpose()
+        self.take(field)
+            .map(|value| value.as_bool().ok_or_else(|| self.wrong(field, "true or false", &value)))
+            .transpose()
     }
 
     pub(crate) fn text(&mut self, field: &str) -> Result<Option<String>, ApiError> {
-        let read = |value| match value {
-            Value::String(text) => Ok(text),
-            other => Err(self.wrong(field, "a string", &other)),
-        };
-        self.map.remove(field).filter(|value| !value.is_null()).map(read).transpose()
+        match self.take(field) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(self.wrong(field, "a string", &other)),
+        }
     }
 
     /// A number within `range`.

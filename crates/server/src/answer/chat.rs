@@ -35,9 +35,7 @@ impl Style for ChatStyle {
 
     fn deltas(&mut self, piece: Piece) -> Vec<Value> {
         let (index, reason) = (piece.choice, piece.finish_reason());
-        let entry = |delta: Value, logprobs: Value, reason: Option<&str>| {
-            json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason})
-        };
+        let entry = |delta: Value, logprobs: Value, reason: Option<&str>| json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason});
         let mut entries = Vec::new();
         if self.begun.insert(index) {
             entries.push(entry(json!({"role": "assistant", "content": ""}), Value::Null, None));

@@ -79,7 +79,8 @@ fn check_calls(calls: &mut Value, at: &str) -> Result<(), ApiError> {
             return Err(ApiError::invalid(at, format!("{at}[{i}].function.name is missing")));
         };
         if let Some(Value::String(text)) = function.get("arguments") {
-            let parsed = if text.trim().is_empty() { Ok(Value::Object(Map::new())) } else { serde_json::from_str(text) };
+            let parsed =
+                if text.trim().is_empty() { Ok(Value::Object(Map::new())) } else { serde_json::from_str(text) };
             let parsed = parsed.map_err(|error| {
                 ApiError::invalid(at, format!("{at}[{i}].function.arguments is not valid JSON: {error}"))
             })?;
@@ -107,7 +108,10 @@ mod tests {
     fn messages_take_the_form_that_templates_read() {
         check(json!([{"role": "developer", "content": "Be brief."}]), r#"[{"role":"system","content":"Be brief."}]"#);
         let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
-        check(json!([{"role": "user", "content": parts, "name": "x"}]), r#"[{"role":"user","content":"a\nb","name":"x"}]"#);
+        check(
+            json!([{"role": "user", "content": parts, "name": "x"}]),
+            r#"[{"role":"user","content":"a\nb","name":"x"}]"#,
+        );
         let calls = json!([{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]);
         check(
             json!([{"role": "assistant", "content": null, "tool_calls": calls}]),
@@ -121,7 +125,10 @@ mod tests {
         check(json!("hello"), "messages: messages must be a list; it is \"hello\"");
         check(json!([7]), "messages[0]: messages[0] must be an object; it is 7");
         let roles = "must be one of system, developer, user, assistant, tool";
-        check(json!([{"role": "robot", "content": ""}]), &format!("messages[0].role: messages[0].role {roles}; it is \"robot\""));
+        check(
+            json!([{"role": "robot", "content": ""}]),
+            &format!("messages[0].role: messages[0].role {roles}; it is \"robot\""),
+        );
         check(
             json!([{"role": "user"}]),
             "messages[0].content: messages[0].content must be a string or a list of text parts; it is missing",

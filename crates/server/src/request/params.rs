@@ -93,6 +93,7 @@ impl Params {
             stop_tokens: self.stop_tokens.clone(),
             end_tokens: app.opened.generation.end_tokens.clone(),
             ignore_eos: self.ignore_eos,
+            skip_special: self.skip_special,
             ..Request::new(Source::Prompt(tokens), self.attention, self.max_tokens)
         }
     }

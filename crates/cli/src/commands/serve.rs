@@ -1,0 +1,102 @@
+//! `spindle serve`: a model over HTTP, until it is told to stop.
+
+use crate::args::ServeArgs;
+use crate::attention::Attention;
+use crate::output;
+use crate::quantity::Share;
+use crate::session::Plan;
+use anyhow::{Context, Result, bail, ensure};
+use server::{Ended, ServerConfig};
+use sparse::Specs;
+use std::net::ToSocketAddrs;
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// Runs it.
+pub(crate) fn serve(args: &ServeArgs) -> Result<()> {
+    let mut plan = Plan::resolve(&args.model)?;
+    plan.max_queue = usize::from(args.max_queue);
+    let config = config(args, &plan)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("no threads for the server")?;
+    // The port is taken before the model is loaded: whoever has it already is known at once.
+    let listener = runtime.block_on(bind(&args.host, args.port))?;
+    let address = listener.local_addr()?;
+    let (name, attention) = (config.names[0].clone(), describe(&config));
+    let session = plan.start()?;
+    let stop = async move {
+        stop_signal().await;
+        eprintln!("stopping: running streams may go on for {} s; once more stops at once", args.drain_seconds);
+        tokio::spawn(async {
+            stop_signal().await;
+            std::process::exit(130);
+        });
+    };
+    output::line(&format!("serving {name} at http://{address} ({attention}); ctrl-c stops"))?;
+    let ended = runtime.block_on(server::serve(listener, session.engine, session.opened, config, stop));
+    if ended == Ended::Cut {
+        eprintln!("{} s are over: what still ran was cut", args.drain_seconds);
+    }
+    // Threads that read a huge prompt would be waited for; nobody needs their result.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    Ok(())
+}
+
+fn config(args: &ServeArgs, plan: &Plan) -> Result<ServerConfig> {
+    let default = Attention::resolve(&plan.specs, &args.attention, args.budget, &args.selection)?;
+    let dense = default.algorithm == Specs::DENSE;
+    ensure!(args.budget.is_none() || !dense, "--budget needs --attention with a sparse algorithm: dense reads all");
+    let mut attentions = Attention::resolve_all(&plan.specs, &names(&plan.specs), &[], &args.selection)?;
+    let default_attention = usize::from(default.algorithm.0);
+    attentions[default_attention] = default;
+    let model = plan.opened.config();
+    let served: Vec<String> = match args.served_model_name.is_empty() {
+        true => vec![model.name.clone()],
+        false => args.served_model_name.clone(),
+    };
+    if let Some(empty) = served.iter().chain(&args.api_key).find(|text| text.trim().is_empty()) {
+        bail!("--served-model-name and --api-key are not empty; one is '{empty}'");
+    }
+    Ok(ServerConfig {
+        names: served,
+        api_keys: args.api_key.clone(),
+        max_model_len: plan.limits.max_tokens,
+        attentions: attentions.into_iter().map(engine::Attention::from).collect(),
+        default_attention,
+        specs: plan.specs.clone(),
+        kv_bytes_per_token: (model.geometry().row_bytes() / kv::PAGE_TOKENS) as u64,
+        drain: Duration::from_secs(u64::from(args.drain_seconds)),
+    })
+}
+
+fn names(specs: &Specs) -> Vec<String> {
+    specs.names().into_iter().map(str::to_string).collect()
+}
+
+/// The default attention, for the line at the start.
+fn describe(config: &ServerConfig) -> String {
+    let spec = &config.specs.all()[config.default_attention];
+    match spec.is_sparse() {
+        true => format!("{} {}", spec.name, Share(config.attentions[config.default_attention].selection.budget)),
+        false => spec.name.to_string(),
+    }
+}
+
+async fn bind(host: &str, port: u16) -> Result<TcpListener> {
+    let addresses = (host, port).to_socket_addrs().with_context(|| format!("--host {host} is no address"))?;
+    let listener = TcpListener::bind(&addresses.collect::<Vec<_>>()[..]).await;
+    listener.with_context(|| format!("{host}:{port} cannot be listened on; choose another --port, or 0 for a free one"))
+}
+
+/// SIGTERM, or ctrl-c.
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).expect("SIGTERM can be handled");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}

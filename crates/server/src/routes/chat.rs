@@ -1,0 +1,88 @@
+//! `POST /v1/chat/completions`.
+
+use crate::answer::chat::ChatStyle;
+use crate::answer::{Job, respond};
+use crate::app::App;
+use crate::body;
+use crate::config::TOP_LOGPROBS_MAX;
+use crate::error::ApiError;
+use crate::fields::Fields;
+use crate::request::{check_model, messages, params, unsupported};
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::Request;
+use axum::response::Response;
+use model::{ChatInput, Message};
+use serde_json::{Map, Value};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Answers the last message of a chat.
+pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {
+    app.admit()?;
+    let bytes = body::read(request).await?;
+    let job = app.prepare(move |app| job(body::parse(&bytes)?, app)).await?;
+    respond(&app, job).await
+}
+
+fn job(mut fields: Fields, app: &App) -> Result<Job, ApiError> {
+    check_model(&mut fields, app)?;
+    unsupported::check_chat(&mut fields)?;
+    let logprobs = take_logprobs(&mut fields)?;
+    let params = params::take(&mut fields, app, logprobs)?;
+    if params.max_tokens == 0 {
+        return Err(ApiError::invalid("max_tokens", "max_tokens must be 1 or more in a chat"));
+    }
+    let messages = messages::take(&mut fields)?;
+    let variables = take_variables(&mut fields)?;
+    let tokens = render(&messages, variables, app)?;
+    let warning = app.vocabulary_warning([&tokens[..]].into_iter());
+    let request = params.request(tokens, app);
+    Ok(Job {
+        requests: vec![request],
+        prompt_param: "messages",
+        params,
+        style: Box::new(ChatStyle::new(app.opened.clone(), logprobs.is_some())),
+        ignored: fields.rest(),
+        warning,
+        parsed: Instant::now(),
+    })
+}
+
+/// The number of alternatives where log-probabilities are wanted.
+fn take_logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    let wanted = fields.flag("logprobs")?.unwrap_or(false);
+    let top = fields.count("top_logprobs", 0..=TOP_LOGPROBS_MAX)?;
+    match (wanted, top) {
+        (true, top) => Ok(Some(top.unwrap_or(0))),
+        (false, None | Some(0)) => Ok(None),
+        (false, Some(_)) => Err(ApiError::invalid("top_logprobs", "top_logprobs needs logprobs: true")),
+    }
+}
+
+/// What else the template reads, as `enable_thinking`.
+pub(crate) fn take_variables(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
+    match fields.take("chat_template_kwargs") {
+        None => Ok(Map::new()),
+        Some(Value::Object(map)) => Ok(map),
+        Some(other) => Err(fields.wrong("chat_template_kwargs", "an object", &other)),
+    }
+}
+
+/// A chat's tokens.
+///
+/// # Errors
+/// The model has no template, or the template does not take the messages.
+pub(crate) fn render(
+    messages: &[Message],
+    variables: Map<String, Value>,
+    app: &App,
+) -> Result<Vec<kv::TokenId>, ApiError> {
+    let Some(template) = &app.opened.chat else {
+        return Err(ApiError::invalid("messages", "this model has no chat template: use /v1/completions"));
+    };
+    let input = ChatInput { messages, add_generation_prompt: true, variables, ..ChatInput::default() };
+    let text = template.render(&input).map_err(|error| ApiError::invalid("messages", error.to_string()))?;
+    // The template writes the special tokens that the model wants.
+    app.opened.tokenizer.encode(&text, false).map_err(|error| ApiError::internal(error.to_string()))
+}

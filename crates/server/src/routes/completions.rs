@@ -1,0 +1,80 @@
+//! `POST /v1/completions`.
+
+use crate::answer::completion::CompletionStyle;
+use crate::answer::{Job, respond};
+use crate::app::App;
+use crate::body;
+use crate::config::{CHOICES_MAX, TOP_LOGPROBS_MAX};
+use crate::error::ApiError;
+use crate::fields::Fields;
+use crate::request::params::{self, Stream};
+use crate::request::prompt::{self, Prompt};
+use crate::request::{check_model, unsupported};
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::Request;
+use axum::response::Response;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Continues prompts.
+pub(crate) async fn completions(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {
+    app.admit()?;
+    let bytes = body::read(request).await?;
+    let job = app.prepare(move |app| job(body::parse(&bytes)?, app)).await?;
+    respond(&app, job).await
+}
+
+fn job(mut fields: Fields, app: &App) -> Result<Job, ApiError> {
+    check_model(&mut fields, app)?;
+    unsupported::check_completion(&mut fields)?;
+    let logprobs = take_logprobs(&mut fields)?;
+    let echo = fields.flag("echo")?.unwrap_or(false);
+    let best_of = fields.count("best_of", 1..=CHOICES_MAX)?;
+    let mut params = params::take(&mut fields, app, logprobs)?;
+    if let Some(best_of) = best_of {
+        if best_of < params.choices {
+            let message = format!("best_of is {best_of} and n is {}: best_of is n or more", params.choices);
+            return Err(ApiError::invalid("best_of", message));
+        }
+        if params.choices < best_of && params.stream != Stream::No {
+            return Err(ApiError::unsupported("best_of", "best_of above n cannot be streamed: leave stream out"));
+        }
+        params.drawn = best_of;
+    }
+    let prompts = prompt::take(&mut fields, app)?;
+    let echoes = if echo { echoes(&prompts, app)? } else { Vec::new() };
+    let warning = app.vocabulary_warning(prompts.iter().map(|prompt| &prompt.tokens[..]));
+    let requests = prompts.into_iter().map(|prompt| params.request(prompt.tokens, app)).collect();
+    let style = CompletionStyle::new(app.opened.clone(), params.choices, logprobs.is_some(), echoes);
+    Ok(Job {
+        requests,
+        prompt_param: "prompt",
+        params,
+        style: Box::new(style),
+        ignored: fields.rest(),
+        warning,
+        parsed: Instant::now(),
+    })
+}
+
+/// The number of alternatives; `false`, as some clients write it, wants none.
+fn take_logprobs(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    match fields.take("logprobs") {
+        None | Some(serde_json::Value::Bool(false)) => Ok(None),
+        Some(value) => {
+            let top = crate::fields::whole(&value).filter(|top| *top <= TOP_LOGPROBS_MAX);
+            let expected = format!("a whole number from 0 to {TOP_LOGPROBS_MAX}");
+            top.map(|top| Some(top as usize)).ok_or_else(|| fields.wrong("logprobs", &expected, &value))
+        }
+    }
+}
+
+/// Each prompt's text: as it was sent, or that of its tokens.
+fn echoes(prompts: &[Prompt], app: &App) -> Result<Vec<String>, ApiError> {
+    let text = |prompt: &Prompt| match &prompt.text {
+        Some(text) => Ok(text.clone()),
+        None => app.opened.tokenizer.decode(&prompt.tokens, false).map_err(|e| ApiError::internal(e.to_string())),
+    };
+    prompts.iter().map(text).collect()
+}

@@ -1,0 +1,90 @@
+//! Accepting connections, and the protocol of the end.
+//!
+//! ```text
+//! serving --order to stop--> draining: no new connection, no new work (503), running streams go on
+//!         --all ended, or the drain's bound--> what still runs is aborted, the engine's thread joined
+//! ```
+
+use crate::app::App;
+use crate::config::{CONNECTIONS_MAX, HEAD_SECONDS_MAX, STALL_SECONDS_MAX, ServerConfig};
+use crate::routes;
+use crate::stall::StallGuard;
+use engine::Engine;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use model::Opened;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+/// A pause after a failed accept: mostly too many open files, which pass.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How a server ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Every stream came to its end.
+    Drained,
+    /// Streams still ran at the drain's bound and were cut.
+    Cut,
+}
+
+/// Serves one engine until `stop` completes, then drains.
+pub async fn serve(
+    listener: TcpListener,
+    engine: Engine,
+    opened: Arc<Opened>,
+    config: ServerConfig,
+    stop: impl Future<Output = ()>,
+) -> Ended {
+    let drain = config.drain;
+    let app = Arc::new(App::new(engine, opened, config));
+    let router = routes::router(app.clone());
+    let (graceful, places) = (GracefulShutdown::new(), Arc::new(Semaphore::new(CONNECTIONS_MAX)));
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut stop => break,
+            accepted = accept(&listener, &places) => accepted,
+        };
+        let Some((stream, place)) = accepted else { continue };
+        // Tokens are small and wanted at once.
+        let _ = stream.set_nodelay(true);
+        let io = TokioIo::new(StallGuard::new(stream, Duration::from_secs(STALL_SECONDS_MAX)));
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(HEAD_SECONDS_MAX));
+        let connection = http.serve_connection(io, TowerToHyperService::new(router.clone()));
+        let watched = graceful.watch(connection);
+        tokio::spawn(async move {
+            // A client that breaks its connection off is no event of ours.
+            let _ = watched.await;
+            drop(place);
+        });
+    }
+    drop(listener);
+    app.draining.store(true, Ordering::Relaxed);
+    match tokio::time::timeout(drain, graceful.shutdown()).await {
+        Ok(()) => Ended::Drained,
+        Err(_) => Ended::Cut,
+    }
+}
+
+/// A connection, and its place among [`CONNECTIONS_MAX`].
+async fn accept(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let place = places.clone().acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, _)) => Some((stream, place)),
+        Err(_) => {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            None
+        }
+    }
+}
