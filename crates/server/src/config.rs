@@ -75,3 +75,6 @@ pub const STOP_TOKENS_MAX: usize = 256;
 
 /// Entries of `logit_bias`.
 pub const LOGIT_BIAS_MAX: usize = 1024;
+
+/// The largest count that a request may name where nothing else bounds it.
+pub const COUNT_MAX: u64 = 1 << 31;

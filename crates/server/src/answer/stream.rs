@@ -1,4 +1,4 @@
-//! An answer as server-sent events: `data: {...}` a piece, comments while the prompt is read, `data: [DONE]` at the end.
+//! An answer as server-sent events: `data: {...}` a piece, comments while the prompt is read, `data: [DONE]` last.
 //!
 //! Frames are made when the connection asks for them, so a client that reads slowly leaves its events in the reader's
 //! channel, whose bound ends its request, and a connection that closes drops everything.

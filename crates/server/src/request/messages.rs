@@ -115,7 +115,10 @@ mod tests {
         let calls = json!([{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]);
         check(
             json!([{"role": "assistant", "content": null, "tool_calls": calls}]),
-            r#"[{"role":"assistant","content":"","tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":{"a":1}}}]}]"#,
+            concat!(
+                r#"[{"role":"assistant","content":"","tool_calls":[{"id":"c","type":"function","#,
+                r#""function":{"name":"f","arguments":{"a":1}}}]}]"#
+            ),
         );
     }
 
@@ -135,7 +138,8 @@ mod tests {
         );
         check(
             json!([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]),
-            "messages[0].content[0]: messages[0].content[0].type is image_url: the model reads text only (type \"text\")",
+            "messages[0].content[0]: messages[0].content[0].type is image_url: the model reads text only \
+             (type \"text\")",
         );
         let calls = json!([{"function": {"name": "f", "arguments": "{"}}]);
         check(

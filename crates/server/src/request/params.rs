@@ -4,9 +4,9 @@ use super::attention;
 use super::limits::{check_logprobs, take_stop};
 use super::prompt::token_ids;
 use crate::app::App;
-use crate::config::{CHOICES_MAX, LOGIT_BIAS_MAX, MAX_TOKENS_DEFAULT, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX};
+use crate::config::{CHOICES_MAX, COUNT_MAX, LOGIT_BIAS_MAX, MAX_TOKENS_DEFAULT, STOP_TOKENS_MAX, TOP_LOGPROBS_MAX};
 use crate::error::ApiError;
-use crate::fields::{Fields, shown};
+use crate::fields::{Fields, shown, whole};
 use backend::{BIAS_MOST, PENALTY_MOST, Sampling, TEMPERATURE_MOST};
 use engine::{Attention, Request, Source};
 use kv::TokenId;
@@ -48,8 +48,8 @@ pub(crate) enum Stream {
 /// A value of a wrong type or out of its range.
 pub(crate) fn take(fields: &mut Fields, app: &App, logprobs: Option<usize>) -> Result<Params, ApiError> {
     let longest = app.config.max_model_len as u64;
-    let most_tokens = fields.count("max_completion_tokens", 0..=u64::from(u32::MAX))?;
-    let max_tokens = fields.count("max_tokens", 0..=u64::from(u32::MAX))?;
+    let most_tokens = fields.count("max_completion_tokens", 0..=COUNT_MAX)?;
+    let max_tokens = fields.count("max_tokens", 0..=COUNT_MAX)?;
     let max_tokens = most_tokens.or(max_tokens).unwrap_or(MAX_TOKENS_DEFAULT).min(longest as usize);
     let choices = fields.count("n", 1..=CHOICES_MAX)?.unwrap_or(1);
     let stop_tokens = fields.list("stop_token_ids", STOP_TOKENS_MAX)?.unwrap_or_default();
@@ -124,7 +124,7 @@ fn take_sampling(fields: &mut Fields, app: &App, logprobs: Option<usize>) -> Res
         presence_penalty: presence_penalty.unwrap_or(off.presence_penalty),
         frequency_penalty: frequency_penalty.unwrap_or(off.frequency_penalty),
         logit_bias: take_logit_bias(fields)?,
-        min_tokens: fields.count("min_tokens", 0..=u64::from(u32::MAX))?.unwrap_or(off.min_tokens),
+        min_tokens: fields.count("min_tokens", 0..=COUNT_MAX)?.unwrap_or(off.min_tokens),
         seed: take_seed(fields)?,
         top_logprobs: logprobs.unwrap_or(0),
         ..off
@@ -136,8 +136,8 @@ fn take_top_k(fields: &mut Fields, vocab: u64) -> Result<Option<usize>, ApiError
     match fields.take("top_k") {
         Some(value) if value.as_i64() == Some(-1) => Ok(Some(0)),
         Some(value) => {
-            let k = crate::fields::whole(&value).filter(|k| *k <= u64::from(u32::MAX));
-            let k = k.ok_or_else(|| fields.wrong("top_k", "-1 or a whole number from 0 to 4294967295", &value))?;
+            let k = whole(&value).filter(|k| *k <= COUNT_MAX);
+            let k = k.ok_or_else(|| fields.wrong("top_k", "-1 or a whole number from 0 to 2147483648", &value))?;
             Ok(Some(k.min(vocab) as usize))
         }
         None => Ok(None),
