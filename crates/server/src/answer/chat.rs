@@ -35,7 +35,10 @@ impl Style for ChatStyle {
 
     fn deltas(&mut self, piece: Piece) -> Vec<Value> {
         let (index, reason) = (piece.choice, piece.finish_reason());
-        let entry = |delta: Value, logprobs: Value, reason: Option<&str>| json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason});
+        let entry = |delta: Value, logprobs: Value, reason: Option<&str>| {
+            let finish_reason = reason.map_or(Value::Null, Value::from);
+            json!({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason})
+        };
         let mut entries = Vec::new();
         if self.begun.insert(index) {
             entries.push(entry(json!({"role": "assistant", "content": ""}), Value::Null, None));
