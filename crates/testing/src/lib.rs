@@ -13,3 +13,5 @@ pub mod solo;
 pub mod constraints;
 
 pub mod simulator;
+
+pub mod http;
