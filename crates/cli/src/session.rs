@@ -173,7 +173,7 @@ struct Texts(Arc<Opened>);
 
 impl Texts {
     fn stream(&self, options: &TextOptions) -> Box<dyn TextStream> {
-        Box::new(Text(Some(self.0.tokenizer.detokenizer(&[], options.skip_special))))
+        Box::new(Text(Some(self.0.tokenizer.detokenizer(&options.before, options.skip_special))))
     }
 }
 

@@ -92,16 +92,17 @@ fn prompts_take_every_form() {
     };
     let ids = server.post("/tokenize", &json!({"prompt": QUESTION})).json()["tokens"].clone();
     let answer = texts(json!(QUESTION), json!({}));
-    assert_eq!(answer, ["4 0 7 1 ."]);
+    assert_eq!(answer, [" 4 0 7 1 ."]);
     assert_eq!(texts(json!([QUESTION]), json!({})), answer);
     assert_eq!(texts(ids.clone(), json!({})), answer);
     assert_eq!(texts(json!([ids, ids]), json!({})), [answer.clone(), answer.clone()].concat());
     assert_eq!(texts(json!([QUESTION, QUESTION]), json!({"n": 2})), vec![answer[0].clone(); 4]);
     assert_eq!(texts(json!(QUESTION), json!({"best_of": 3, "temperature": 0.3, "seed": 5})).len(), 1);
-    assert_eq!(texts(json!(QUESTION), json!({"stop": ["7"]})), ["4 0"]);
-    assert_eq!(texts(json!(QUESTION), json!({"max_tokens": 2})), ["4 0"]);
-    let seven = server.post("/tokenize", &json!({"prompt": "7", "add_special_tokens": false})).json()["tokens"][0].clone();
-    assert_eq!(texts(json!(QUESTION), json!({"stop_token_ids": [seven]})), ["4 0 7"]);
+    assert_eq!(texts(json!(QUESTION), json!({"stop": ["7"]})), [" 4 0 "]);
+    assert_eq!(texts(json!(QUESTION), json!({"max_tokens": 2})), [" 4 0"]);
+    let seven =
+        server.post("/tokenize", &json!({"prompt": "7", "add_special_tokens": false})).json()["tokens"][0].clone();
+    assert_eq!(texts(json!(QUESTION), json!({"stop_token_ids": [seven]})), [" 4 0 7"]);
     assert_ne!(texts(json!(QUESTION), json!({"logit_bias": {seven.to_string(): -100}})), answer);
     let long = texts(json!(QUESTION), json!({"ignore_eos": true, "max_tokens": 40}));
     assert!(answer[0].len() < long[0].len(), "{long:?}");

@@ -65,8 +65,10 @@ fn the_page_chats_and_shows_what_the_server_does() {
     browser.wait("return document.querySelectorAll('.turn').length", "4");
     browser.wait(&format!("{last}.querySelector('.note').textContent.includes('prompt tokens')"), "true");
     // What is refused is shown, and the text comes back to be changed.
-    browser.script("document.getElementById('budget').value = '999'; document.getElementById('prompt').value = 'the'; \
-                    document.getElementById('send').click();");
+    browser.script(
+        "document.getElementById('budget').value = '999'; document.getElementById('prompt').value = 'the'; \
+                    document.getElementById('send').click();",
+    );
     browser.wait(&format!("{last}.querySelector('.note').textContent.includes('attention.budget')"), "true");
     browser.wait("return document.getElementById('prompt').value", "the");
     browser.wait("return document.getElementById('requests').textContent", "none");
@@ -88,7 +90,8 @@ impl Browser {
         let mut driver = command.arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
         let out = BufReader::new(driver.stdout.take().expect("piped"));
         let mut lines = out.lines().map_while(Result::ok);
-        let port = lines.find_map(|line| line.split("on port ").nth(1).map(|rest| rest.trim_end_matches('.').to_string()));
+        let port =
+            lines.find_map(|line| line.split("on port ").nth(1).map(|rest| rest.trim_end_matches('.').to_string()));
         let http = Http { address: format!("127.0.0.1:{}", port.expect("it says its port")) };
         let profile = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chromium-{}", std::process::id()));
         let args = [

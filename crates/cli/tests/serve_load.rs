@@ -29,7 +29,8 @@ fn text_of(events: &[String]) -> String {
 
 /// Nothing runs, waits or is promised, and every row is free.
 fn is_empty(server: &Server) -> bool {
-    let gone = ["vllm:num_requests_running", "vllm:num_requests_waiting", "spindle_rows_reserved{", "spindle_requests_open"];
+    let gone =
+        ["vllm:num_requests_running", "vllm:num_requests_waiting", "spindle_rows_reserved{", "spindle_requests_open"];
     gone.iter().all(|name| server.metric(name) == 0.0)
         && server.metric("spindle_lanes_free") == server.metric("spindle_lanes{")
         && server.metric("spindle_rows_free") == server.metric("spindle_rows{")

@@ -20,10 +20,23 @@ pub trait TextStream: Send {
 }
 
 /// What a request says of its text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TextOptions {
     /// Whether special tokens have no text.
     pub skip_special: bool,
+    /// The prompt's last tokens, where the text goes on with theirs; at most [`BEFORE_TOKENS_MAX`].
+    pub before: Vec<TokenId>,
+}
+
+/// As many tokens as tell how a text goes on.
+pub const BEFORE_TOKENS_MAX: usize = 8;
+
+impl TextOptions {
+    fn of(request: &Request) -> Self {
+        let tokens = if request.joins_prompt { request.tokens() } else { &[] };
+        let before = tokens[tokens.len().saturating_sub(BEFORE_TOKENS_MAX)..].to_vec();
+        TextOptions { skip_special: request.skip_special, before }
+    }
 }
 
 /// Makes a text stream for every completion.
@@ -97,7 +110,7 @@ impl Outbox {
 
     /// A request that was taken, and its reader.
     pub fn open(&mut self, id: RequestId, request: &Request, mut sink: Box<dyn EventSink>, now: f64) {
-        let options = TextOptions { skip_special: request.skip_special };
+        let options = TextOptions::of(request);
         let choice = || Choice {
             text: self.texts.as_ref().map(|texts| texts(&options)),
             stops: StopStrings::new(&request.stop_strings),

@@ -85,6 +85,9 @@ pub struct Request {
     pub measure_mass: bool,
     /// Whether special tokens have no text; without it they appear as the vocabulary spells them.
     pub skip_special: bool,
+    /// Whether the completion's text goes on with the prompt's, so that a space between the two is part of it; an
+    /// answer in a chat begins a text of its own.
+    pub joins_prompt: bool,
 }
 
 impl Request {
@@ -107,6 +110,7 @@ impl Request {
             cache: true,
             measure_mass: false,
             skip_special: true,
+            joins_prompt: false,
         }
     }
 

@@ -16,7 +16,7 @@ use crate::request::params::{Params, Stream};
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::Response;
-use engine::Request;
+use engine::{PromptToken, Request};
 use piece::Piece;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -36,6 +36,9 @@ const HEADER_BYTES_MAX: usize = 1024;
 pub(crate) trait Style: Send {
     /// The objects' name, streamed or whole, and the prefix of ids.
     fn names(&self) -> Names;
+
+    /// The log-probabilities of a prompt's tokens, which come before its completions.
+    fn prompt(&mut self, prompt: usize, tokens: Vec<PromptToken>);
 
     /// Entries of `choices` for what is new of a completion; none where nothing is to be told.
     fn deltas(&mut self, piece: Piece) -> Vec<Value>;

@@ -267,7 +267,8 @@ fn read_head(reader: &mut impl BufRead) -> (u16, Vec<(String, String)>) {
         lines.push(line.trim().to_string());
     }
     let status = lines.first().and_then(|line| line.split(' ').nth(1)?.parse().ok());
-    let header = |line: &String| line.split_once(':').map(|(name, value)| (name.to_lowercase(), value.trim().to_string()));
+    let header =
+        |line: &String| line.split_once(':').map(|(name, value)| (name.to_lowercase(), value.trim().to_string()));
     (status.expect("a status line"), lines.iter().skip(1).filter_map(header).collect())
 }
 

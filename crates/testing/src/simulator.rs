@@ -133,7 +133,7 @@ impl SimulatorConfig {
 }
 
 fn letters() -> TextFactory {
-    Arc::new(|options| Box::new(Letters(*options)))
+    Arc::new(|options| Box::new(Letters(options.clone())))
 }
 
 impl Simulation {

@@ -134,6 +134,7 @@ fn answer(session: &Session, args: &RunArgs, attention: &Attention, tokens: Vec<
     request.sampling = sampling(session, &args.sampling, args.logprobs);
     request.stop_strings.clone_from(&args.sampling.stop);
     request.end_tokens.clone_from(&session.opened.generation.end_tokens);
+    request.joins_prompt = args.raw || session.opened.chat.is_none();
     let handle = session.engine.submit(request)?;
     let bar = progress_bar("reading", 0, "{pos}/{len} tokens");
     let mut output = Output { bar, texts: vec![String::new(); usize::from(args.choices)], logprobs: args.logprobs };

@@ -4,6 +4,7 @@ use super::logprobs::{self, Scored};
 use super::piece::{Piece, finish_reason};
 use super::whole::Whole;
 use super::{Names, Style};
+use engine::PromptToken;
 use model::Opened;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -14,13 +15,16 @@ pub(crate) struct ChatStyle {
     opened: Arc<Opened>,
     /// Whether log-probabilities are wanted.
     logprobs: bool,
+    /// How many alternatives `prompt_logprobs` asked for, and what came of it.
+    prompt_top: Option<usize>,
+    prompt: Vec<PromptToken>,
     /// Choices whose role was told.
     begun: BTreeSet<usize>,
 }
 
 impl ChatStyle {
-    pub(crate) fn new(opened: Arc<Opened>, logprobs: bool) -> Self {
-        ChatStyle { opened, logprobs, begun: BTreeSet::new() }
+    pub(crate) fn new(opened: Arc<Opened>, logprobs: bool, prompt_top: Option<usize>) -> Self {
+        ChatStyle { opened, logprobs, prompt_top, prompt: Vec::new(), begun: BTreeSet::new() }
     }
 
     fn logprobs(&self, tokens: &[Scored]) -> Value {
@@ -31,6 +35,10 @@ impl ChatStyle {
 impl Style for ChatStyle {
     fn names(&self) -> Names {
         Names { id: "chatcmpl", whole: "chat.completion", chunk: "chat.completion.chunk" }
+    }
+
+    fn prompt(&mut self, _prompt: usize, tokens: Vec<PromptToken>) {
+        self.prompt = tokens;
     }
 
     fn deltas(&mut self, piece: Piece) -> Vec<Value> {
@@ -55,11 +63,15 @@ impl Style for ChatStyle {
 
     fn choice(&mut self, index: usize, whole: Whole) -> Value {
         let reason = whole.end.as_ref().map(finish_reason);
-        json!({
+        let mut choice = json!({
             "index": index,
             "message": {"role": "assistant", "content": whole.text},
             "logprobs": self.logprobs(&whole.tokens),
             "finish_reason": reason,
-        })
+        });
+        if let Some(top) = self.prompt_top {
+            choice["prompt_logprobs"] = logprobs::prompt(&self.prompt, top, &self.opened.tokenizer);
+        }
+        choice
     }
 }

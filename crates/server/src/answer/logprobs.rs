@@ -1,6 +1,6 @@
 //! Log-probabilities in the forms of both endpoints.
 
-use engine::TokenEvent;
+use engine::{PromptToken, TokenEvent};
 use kv::TokenId;
 use model::Tokenizer;
 use serde_json::{Map, Value, json};
@@ -20,6 +20,31 @@ impl From<TokenEvent> for Scored {
     fn from(event: TokenEvent) -> Self {
         Scored { token: event.token, logprob: event.logprob, top: event.top }
     }
+}
+
+impl From<&PromptToken> for Scored {
+    fn from(token: &PromptToken) -> Self {
+        Scored { token: token.token, logprob: token.logprob, top: token.top.clone() }
+    }
+}
+
+/// vLLM's `prompt_logprobs`: for each token of the prompt, an object by token id of the token itself and of the most
+/// likely `top` in its place; null for the first, before which there is nothing.
+pub(crate) fn prompt(tokens: &[PromptToken], top: usize, tokenizer: &Tokenizer) -> Value {
+    let entry = |token: TokenId, logprob: f32, rank: u32| {
+        let text = spelled(&tokenizer.token_bytes(token).unwrap_or_default());
+        json!({"logprob": number(Some(logprob)), "rank": rank, "decoded_token": text})
+    };
+    let one = |token: &PromptToken| {
+        let (Some(logprob), Some(rank)) = (token.logprob, token.rank) else { return Value::Null };
+        let mut all = Map::new();
+        all.insert(token.token.to_string(), entry(token.token, logprob, rank));
+        for (rank, (token, logprob)) in (1..).zip(token.top.iter().take(top)) {
+            all.insert(token.to_string(), entry(*token, *logprob, rank));
+        }
+        Value::Object(all)
+    };
+    tokens.iter().map(one).collect()
 }
 
 /// A chat's form: `{"content": [...]}`.

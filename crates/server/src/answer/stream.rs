@@ -92,6 +92,7 @@ impl Frames {
                 self.progress.resize(self.progress.len().max(prompt + 1), (0, 0));
                 self.progress[prompt] = (done, total);
             }
+            Some(Ok((prompt, Event::PromptLogprobs(tokens)))) => self.style.prompt(prompt, tokens),
             Some(Ok((prompt, event))) => {
                 if let Some(piece) = Piece::of(prompt, event) {
                     self.piece(piece, frame);
@@ -111,7 +112,7 @@ impl Frames {
         }
         if let Some(end) = &piece.end {
             if let FinishReason::Aborted(reason) = end.reason {
-                return self.end(frame, Some(&aborted(reason)));
+                return self.end(frame, Some(&aborted(reason, end)));
             }
             self.usage.add(piece.prompt, end);
         }

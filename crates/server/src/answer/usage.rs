@@ -29,7 +29,7 @@ impl UsageSum {
         let attention = self.attention.map(|used| {
             json!({
                 "algorithm": used.name, "budget": used.budget, "exact_tokens": used.exact_tokens,
-                "context_tokens": used.context_tokens, "ran": used.to_string(),
+                "context_tokens": used.context_tokens, "kv_bytes": used.kv_bytes, "ran": used.to_string(),
             })
         });
         json!({

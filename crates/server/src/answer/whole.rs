@@ -7,7 +7,7 @@ use super::{Envelope, Style};
 use crate::error::ApiError;
 use crate::reader::Reader;
 use crate::request::params::Params;
-use engine::{AbortReason, FinishReason, Finished};
+use engine::{AbortReason, Event, FinishReason, Finished};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -47,11 +47,17 @@ pub(crate) async fn collect(
     let mut prompts: BTreeMap<usize, BTreeMap<usize, Whole>> = BTreeMap::new();
     let mut usage = UsageSum::default();
     while let Some(event) = reader.next().await {
-        let (prompt, event) = event?;
+        let (prompt, event) = match event? {
+            (prompt, Event::PromptLogprobs(tokens)) => {
+                style.prompt(prompt, tokens);
+                continue;
+            }
+            other => other,
+        };
         let Some(piece) = Piece::of(prompt, event) else { continue };
         if let Some(end) = &piece.end {
             if let FinishReason::Aborted(reason) = end.reason {
-                return Err(aborted(reason));
+                return Err(aborted(reason, end));
             }
             usage.add(prompt, end);
         }
@@ -80,9 +86,13 @@ fn best(mut drawn: Vec<Whole>, n: usize) -> Vec<Whole> {
 }
 
 /// Why a response ends without its answer.
-pub(crate) fn aborted(reason: AbortReason) -> ApiError {
+pub(crate) fn aborted(reason: AbortReason, end: &Finished) -> ApiError {
     match reason {
         AbortReason::Shutdown => ApiError::draining(),
+        AbortReason::Constraint => {
+            let why = end.error.as_deref().unwrap_or("no token is left");
+            ApiError::invalid("response_format", format!("the answer cannot follow its format: {why}"))
+        }
         reason => ApiError::internal(format!("the request was ended early: {reason:?}")),
     }
 }

@@ -94,6 +94,7 @@ impl Params {
             end_tokens: app.opened.generation.end_tokens.clone(),
             ignore_eos: self.ignore_eos,
             skip_special: self.skip_special,
+            prompt_logprobs: self.prompt_logprobs,
             ..Request::new(Source::Prompt(tokens), self.attention, self.max_tokens)
         }
     }

@@ -7,6 +7,7 @@ use crate::body;
 use crate::config::TOP_LOGPROBS_MAX;
 use crate::error::ApiError;
 use crate::fields::Fields;
+use crate::request::limits::check_logprobs;
 use crate::request::{check_model, messages, params, unsupported};
 use axum::body::Body;
 use axum::extract::State;
@@ -33,16 +34,20 @@ fn job(mut fields: Fields, app: &App) -> Result<Job, ApiError> {
     if params.max_tokens == 0 {
         return Err(ApiError::invalid("max_tokens", "max_tokens must be 1 or more in a chat"));
     }
+    let prompt_top = params.prompt_logprobs;
     let messages = messages::take(&mut fields)?;
     let variables = take_variables(&mut fields)?;
     let tokens = render(&messages, variables, app)?;
+    if let Some(top) = params.prompt_logprobs {
+        check_logprobs("prompt_logprobs", "prompt tokens x (1 + alternatives)", &[tokens.len(), 1 + top])?;
+    }
     let warning = app.vocabulary_warning([&tokens[..]].into_iter());
     let request = params.request(tokens, app);
     Ok(Job {
         requests: vec![request],
         prompt_param: "messages",
         params,
-        style: Box::new(ChatStyle::new(app.opened.clone(), logprobs.is_some())),
+        style: Box::new(ChatStyle::new(app.opened.clone(), logprobs.is_some(), prompt_top)),
         ignored: fields.rest(),
         warning,
         parsed: Instant::now(),

@@ -7,7 +7,8 @@ use crate::body;
 use crate::config::{CHOICES_MAX, TOP_LOGPROBS_MAX};
 use crate::error::ApiError;
 use crate::fields::Fields;
-use crate::request::params::{self, Stream};
+use crate::request::limits::check_logprobs;
+use crate::request::params::{self, Params, Stream};
 use crate::request::prompt::{self, Prompt};
 use crate::request::{check_model, unsupported};
 use axum::body::Body;
@@ -43,10 +44,19 @@ fn job(mut fields: Fields, app: &App) -> Result<Job, ApiError> {
         params.drawn = best_of;
     }
     let prompts = prompt::take(&mut fields, app)?;
+    let prompt_top = params.prompt_logprobs;
+    if let (true, Some(top)) = (echo, logprobs) {
+        // The echoed prompt has log-probabilities like the completion.
+        params.prompt_logprobs = params.prompt_logprobs.max(Some(top));
+    }
+    if let Some(top) = params.prompt_logprobs {
+        let tokens = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+        check_logprobs("prompt", "prompt tokens x n x (1 + alternatives)", &[tokens, params.choices, 1 + top])?;
+    }
     let echoes = if echo { echoes(&prompts, app)? } else { Vec::new() };
     let warning = app.vocabulary_warning(prompts.iter().map(|prompt| &prompt.tokens[..]));
-    let requests = prompts.into_iter().map(|prompt| params.request(prompt.tokens, app)).collect();
-    let style = CompletionStyle::new(app.opened.clone(), params.choices, logprobs.is_some(), echoes);
+    let requests = prompts.into_iter().map(|prompt| continued(prompt, &params, app)).collect();
+    let style = CompletionStyle::new(app.opened.clone(), params.choices, logprobs, echoes, prompt_top);
     Ok(Job {
         requests,
         prompt_param: "prompt",
@@ -56,6 +66,11 @@ fn job(mut fields: Fields, app: &App) -> Result<Job, ApiError> {
         warning,
         parsed: Instant::now(),
     })
+}
+
+/// A completion goes on with its prompt's text.
+fn continued(prompt: Prompt, params: &Params, app: &App) -> engine::Request {
+    engine::Request { joins_prompt: true, ..params.request(prompt.tokens, app) }
 }
 
 /// The number of alternatives; `false`, as some clients write it, wants none.
