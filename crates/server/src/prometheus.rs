@@ -45,9 +45,13 @@ fn engine(page: &mut Page, app: &App) {
     page.gauge("spindle_rows", "Rows of the pool.", engine.pool_rows);
     page.gauge("spindle_rows_free", "Rows without content.", engine.free_rows);
     page.gauge("spindle_rows_reserved", "Free rows that are promised to admitted sequences.", engine.reserved_rows);
+    page.gauge("spindle_rows_cached", "Rows that the prefix cache alone holds.", engine.cached_rows);
     page.gauge("spindle_rows_kv", "Places in KV row tables.", engine.kv_table_rows);
     page.gauge("spindle_rows_summary", "Places in summary row tables.", engine.summary_table_rows);
     page.gauge("spindle_row_bytes", "Bytes of a row.", engine.row_bytes as usize);
+    page.gauge("spindle_prefixes_cached", "Prompts in the prefix cache.", engine.cached_sequences);
+    let evicted = engine.prefix_evicted_tokens_total;
+    page.counter("spindle_prefix_evicted_tokens_total", "Tokens that the prefix cache let go.", evicted);
     page.counter("spindle_steps_total", "Steps planned.", engine.steps);
     page.counter("spindle_requests_refused_total", "Requests that the engine refused.", engine.refused_requests_total);
     page.counter("spindle_requests_aborted_total", "Requests that were aborted.", engine.aborted_requests_total);
@@ -64,8 +68,12 @@ fn vllm(page: &mut Page, app: &App) {
     let running = engine.running_sequences + engine.prefilling_sequences;
     page.gauge("vllm:num_requests_running", "Sequences that are read or decode.", running);
     page.gauge("vllm:num_requests_waiting", "Requests in the queue.", engine.waiting_requests);
-    let used = 1.0 - (engine.free_rows - engine.reserved_rows) as f64 / engine.pool_rows.max(1) as f64;
+    let available = engine.free_rows + engine.cached_rows - engine.reserved_rows;
+    let used = 1.0 - available as f64 / engine.pool_rows.max(1) as f64;
     page.series("gauge", "vllm:kv_cache_usage_perc", "Share of the rows in use or promised, 0 to 1.", used);
+    let (asked, hit) = (engine.prefix_queried_tokens_total, engine.prefix_hit_tokens_total);
+    page.counter("vllm:prefix_cache_queries_total", "Prompt tokens that the prefix cache was asked about.", asked);
+    page.counter("vllm:prefix_cache_hits_total", "Prompt tokens that came from the prefix cache.", hit);
     page.counter("vllm:prompt_tokens_total", "Prompt tokens read.", engine.prefill_tokens_total);
     page.counter("vllm:generation_tokens_total", "Tokens generated.", engine.decode_tokens_total);
     page.counter("vllm:num_preemptions_total", "Preemptions; sequences run to their end here.", 0);

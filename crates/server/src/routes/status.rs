@@ -40,7 +40,7 @@ pub(crate) async fn live(State(app): State<Arc<App>>) -> impl IntoResponse {
         "prefilling": engine.prefilling_sequences, "running": engine.running_sequences,
         "rows": {
             "pool": engine.pool_rows, "free": engine.free_rows, "reserved": engine.reserved_rows,
-            "kv": engine.kv_table_rows, "summary": engine.summary_table_rows,
+            "kv": engine.kv_table_rows, "summary": engine.summary_table_rows, "cached": engine.cached_rows,
         },
         "row_bytes": engine.row_bytes,
         "prefill_tokens_total": engine.prefill_tokens_total, "decode_tokens_total": engine.decode_tokens_total,
