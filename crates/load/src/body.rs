@@ -91,14 +91,20 @@ mod tests {
             Endpoint::Completions,
             Prompt::Ids(vec![1, 2]),
             json!({"attention": {"algorithm": "sketch"}}),
-            r#"{"model":"m","prompt":[1,2],"max_tokens":9,"temperature":0,"stream":true,"stream_options":{"include_usage":true},"ignore_eos":true,"attention":{"algorithm":"sketch"}}"#,
+            concat!(
+                r#"{"model":"m","prompt":[1,2],"max_tokens":9,"temperature":0,"stream":true,"#,
+                r#""stream_options":{"include_usage":true},"ignore_eos":true,"attention":{"algorithm":"sketch"}}"#,
+            ),
             true,
         );
         check(
             Endpoint::Chat,
             Prompt::Text("a b".into()),
             json!({"ignore_eos": null, "temperature": 1}),
-            r#"{"model":"m","messages":[{"role":"user","content":"a b"}],"max_tokens":9,"temperature":1,"stream":true,"stream_options":{"include_usage":true}}"#,
+            concat!(
+                r#"{"model":"m","messages":[{"role":"user","content":"a b"}],"max_tokens":9,"temperature":1,"#,
+                r#""stream":true,"stream_options":{"include_usage":true}}"#,
+            ),
             false,
         );
     }

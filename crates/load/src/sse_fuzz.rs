@@ -99,7 +99,8 @@ fn cuts_change_nothing() {
 
 #[test]
 fn a_stream_as_servers_send_it() {
-    let stream = b": prefill 10/20\n\ndata: {\"a\":\r\ndata: 1}\r\n\r\nevent: error\ndata: x\n\nid: 4\n\ndata: [DONE]\n\ndata: c";
+    let stream = b": prefill 10/20\n\ndata: {\"a\":\r\ndata: 1}\r\n\r\nevent: error\ndata: x\n\nid: 4\n\n\
+        data: [DONE]\n\ndata: c";
     let message =
         |name: Option<&str>, data: &str| SseEvent::Message { name: name.map(str::to_string), data: data.to_string() };
     let wanted = vec![
