@@ -93,7 +93,7 @@ fn draw(svg: &mut String, panel: &Panel, runs: &[(f64, &Summary)]) {
         for (x, y) in places.iter().filter_map(|place| place.split_once(',')) {
             let _ = writeln!(svg, "<circle cx=\"{x}\" cy=\"{y}\" r=\"3\" fill=\"white\" {}/>", line.style);
         }
-        let (x, y) = (right - 60.0, TOP - 8.0 - 14.0 * i as f64);
+        let (x, y) = (right - 130.0 + 70.0 * i as f64, TOP - 10.0);
         let _ = writeln!(svg, "<path d=\"M{x} {} h24\" stroke-width=\"2\" {}/>", y - 4.0, line.style);
         let _ = writeln!(svg, "<text x=\"{}\" y=\"{y}\">{}</text>", x + 30.0, line.name);
     }

@@ -2,7 +2,8 @@
 //!
 //! A connection of its own costs a round trip and gains that no request meets a connection which the server has just
 //! closed. Times are taken when bytes have been read, before they are looked at.
-//! Bounds: an event or an answer in one piece of 16 MiB, the body of an error of 64 KiB, a connection in 10 s.
+//! Bounds: an event or an answer in one piece of 16 MiB, the body of an error of 64 KiB, a connection in 10 s,
+//! the rest of a stream that has said `[DONE]` in 1 s.
 
 use crate::chunk::{Chunk, error_of, start};
 use crate::failure::Failure;
@@ -11,7 +12,9 @@ use crate::target::Target;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use hyper::header::{
+    ACCEPT, AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT,
+};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -22,6 +25,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a server to end its answer after `[DONE]`, so that it does not take our leaving for an abort.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 const EVENT_BYTES_MAX: usize = 16 << 20;
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 const ERROR_BYTES_MAX: usize = 64 << 10;
@@ -219,6 +224,7 @@ impl Client {
             .header(USER_AGENT, concat!("spindle-load/", env!("CARGO_PKG_VERSION")))
             .header(ACCEPT, "text/event-stream, application/json")
             .header(CONTENT_TYPE, "application/json")
+            .header(CONNECTION, "close")
             .body(Full::new(body))
             .map_err(|error| Failure::Malformed(error.to_string()))?;
         request.headers_mut().extend(self.headers.clone());
@@ -233,17 +239,27 @@ impl Answer {
         self.sent
     }
 
+    /// When the last bytes had been read that belong to it: after the end, those of `[DONE]`.
+    #[must_use]
+    pub fn read(&self) -> Instant {
+        self.read
+    }
+
     /// The next event, or none after the stream's proper end.
     ///
     /// # Errors
     /// An error object in the stream, a cut, what is no event, or the timeout.
     pub async fn next(&mut self) -> Result<Option<Event>, Failure> {
         loop {
-            if let Some(event) = self.parser.pop() {
-                return Ok(self.kind(event)?.map(|kind| Event { at: self.read, kind }));
-            }
             if self.end == StreamEnd::Done {
+                self.drain().await;
                 return Ok(None);
+            }
+            if let Some(event) = self.parser.pop() {
+                match self.kind(event)? {
+                    Some(kind) => return Ok(Some(Event { at: self.read, kind })),
+                    None => continue,
+                }
             }
             let late = |_| Failure::Timeout(self.timeout);
             let frame = timeout_at(self.deadline, self.body.frame()).await.map_err(late)?;
@@ -255,6 +271,12 @@ impl Answer {
                 None => return Err(Failure::Cut("it ended without [DONE] and without a finish reason".into())),
             }
         }
+    }
+
+    /// Reads what may come after the end, and does not care what it is.
+    async fn drain(&mut self) {
+        let rest = async { while let Some(Ok(_)) = self.body.frame().await {} };
+        let _ = timeout(DRAIN_TIMEOUT, rest).await;
     }
 
     /// What an event says; none is the stream's end.

@@ -78,7 +78,7 @@ pub(crate) async fn exchange(client: &Client, call: Call, chunks: &AtomicU64) ->
         // Some servers repeat it in every chunk: the last one counts.
         usage = chunk.usage().or(usage);
     }
-    measured(answer.sent(), &times, Instant::now(), usage, call.wanted_tokens)
+    measured(answer.sent(), &times, answer.read(), usage, call.wanted_tokens)
 }
 
 fn measured(

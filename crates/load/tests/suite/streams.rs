@@ -169,3 +169,11 @@ fn headers_and_the_key_are_sent() {
     }
     assert!(Client::new(target, &[("a b".to_string(), String::new())], ms(1)).is_err());
 }
+
+#[test]
+fn done_is_the_end_even_where_the_connection_stays() {
+    let done = vec![stream_head(), text("a"), send("data: [DONE]\n\ndata: {\n\n"), Act::Wait(ms(4000))];
+    let measured = one(done).expect("whole");
+    assert_eq!(measured.tokens, 1);
+    assert!(measured.end_to_end < 0.9, "waiting for the connection is not the answer's time: {measured:?}");
+}
