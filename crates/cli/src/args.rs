@@ -1,5 +1,9 @@
 //! What was typed.
 
+mod load;
+
+pub(crate) use load::{EndpointName, Latency, LoadArgs, PromptName, WorkloadName};
+
 use crate::quantity::{Bytes, Share, TokenCount};
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use std::path::PathBuf;
@@ -22,7 +26,7 @@ pub(crate) enum Command {
     /// Measure accuracy: facts hidden in long documents, or the perplexity of a text
     #[command(subcommand)]
     Eval(EvalCommand),
-    /// Measure prefill and decode speed by context and attention
+    /// Measure prefill and decode speed by context and attention; with `serve`, a server under load
     Bench(BenchArgs),
     /// Show what this binary and machine have, and a model's memory plan, without loading it
     Info(InfoArgs),
@@ -313,9 +317,20 @@ pub(crate) struct PerplexityArgs {
     pub(crate) compare: CompareArgs,
 }
 
+/// What `spindle bench` measures instead of the engine in this process.
+#[derive(Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Measure a server under load, ours or any that speaks OpenAI's HTTP
+    Serve(Box<LoadArgs>),
+}
+
 /// `spindle bench`.
 #[derive(ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<BenchCommand>,
+
     #[command(flatten)]
     pub(crate) model: ModelArgs,
 

@@ -12,9 +12,11 @@ mod bench;
 
 mod gap;
 
+mod load;
+
 mod info;
 
-use crate::args::{Command, EvalCommand};
+use crate::args::{BenchCommand, Command, EvalCommand};
 use anyhow::Result;
 
 /// Runs what was asked for.
@@ -24,7 +26,10 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Serve(args) => serve::serve(&args),
         Command::Eval(EvalCommand::Needle(args)) => needle::needle(&args),
         Command::Eval(EvalCommand::Perplexity(args)) => perplexity::perplexity(&args),
-        Command::Bench(args) => bench::bench(&args),
+        Command::Bench(args) => match &args.command {
+            Some(BenchCommand::Serve(serve)) => load::load(serve),
+            None => bench::bench(&args),
+        },
         Command::Info(args) => info::info(&args),
     }
 }

@@ -1,7 +1,9 @@
 //! Sizes and shares as people type them: `512MiB`, `4GiB`, `32K`, `0.8%`.
 
+use load::Lengths;
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// Bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -14,6 +16,14 @@ pub(crate) struct Share(pub(crate) f64);
 /// A number of tokens; `K` means 1,024.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TokenCount(pub(crate) usize);
+
+/// A time: `500ms`, `2s`, `5m`, `1h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Time(pub(crate) Duration);
+
+/// How long prompts or answers are: `512`, or `256..4K` for every length between them alike.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct LengthRange(pub(crate) Lengths);
 
 const UNITS: [(&str, u64); 8] = [
     ("TiB", 1 << 40),
@@ -98,6 +108,35 @@ impl fmt::Display for TokenCount {
     }
 }
 
+impl FromStr for Time {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("'{text}' is not a time; write for example 500ms, 2s, 5m or 1h");
+        let units = [("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+        let (name, factor) = units.iter().find(|(name, _)| text.trim().ends_with(name)).ok_or_else(wrong)?;
+        let number: f64 = text.trim().trim_end_matches(name).trim().parse().map_err(|_| wrong())?;
+        let seconds = number * factor;
+        // A year is as good as for ever, and fits everywhere.
+        let is_sane = 0.0 < seconds && seconds <= 365.0 * 86_400.0;
+        if is_sane { Ok(Time(Duration::from_secs_f64(seconds))) } else { Err(wrong()) }
+    }
+}
+
+impl FromStr for LengthRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let tokens = |text: &str| text.parse().map(|TokenCount(tokens)| tokens);
+        let lengths = match text.split_once("..") {
+            Some((least, most)) => Lengths::Uniform { least: tokens(least)?, most: tokens(most)? },
+            None => Lengths::Fixed(tokens(text)?),
+        };
+        lengths.check().map_err(|error| format!("'{text}': {error}"))?;
+        Ok(LengthRange(lengths))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,5 +167,22 @@ mod tests {
         assert_eq!("1_000".parse(), Ok(TokenCount(1000)));
         assert!("4.5K".parse::<TokenCount>().is_err());
         assert_eq!(TokenCount(4096).to_string(), "4K");
+    }
+
+    #[test]
+    fn times_and_length_ranges_read_back() {
+        let check = |text: &str, ms| assert_eq!(text.parse(), Ok(Time(Duration::from_millis(ms))), "{text}");
+        check("500ms", 500);
+        check("1.5 s", 1500);
+        check("2m", 120_000);
+        check("1h", 3_600_000);
+        for wrong in ["", "5", "s", "-1s", "0s", "nan s", "1e9h", "5d"] {
+            assert!(wrong.parse::<Time>().is_err(), "{wrong}");
+        }
+        assert_eq!("1K".parse(), Ok(LengthRange(Lengths::Fixed(1024))));
+        assert_eq!("16..1K".parse(), Ok(LengthRange(Lengths::Uniform { least: 16, most: 1024 })));
+        for wrong in ["0", "9..3", "a..3", "3..", "..", ""] {
+            assert!(wrong.parse::<LengthRange>().is_err(), "{wrong}");
+        }
     }
 }

@@ -9,6 +9,7 @@ use engine::{CostModel, DECODE_SHARE_MAX, Engine, EngineConfig, TextFactory, Tex
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{Decoder, DecoderLimits, Detokenizer, ModelSource, Opened};
 use sparse::Specs;
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -191,7 +192,7 @@ impl TextStream for Text {
 }
 
 /// A bar on standard error that shows itself only where somebody looks.
-pub(crate) fn progress_bar(what: &'static str, length: u64, counts: &str) -> ProgressBar {
+pub(crate) fn progress_bar(what: impl Into<Cow<'static, str>>, length: u64, counts: &str) -> ProgressBar {
     let template = format!("{{prefix:>10}} [{{bar:30}}] {counts} {{msg}}");
     let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::new(length).with_style(style.progress_chars("=> ")).with_prefix(what);

@@ -29,6 +29,12 @@ impl Table {
     /// # Errors
     /// Nobody reads any more.
     pub(crate) fn print(&self) -> Result<()> {
+        self.lines().iter().try_for_each(|text| line(text))
+    }
+
+    /// Its lines, as Markdown.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
         let columns = self.rows[0].len();
         let width = |c: usize| self.rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..columns).map(width).collect();
@@ -40,12 +46,12 @@ impl Table {
                     _ => format!("{text:>width$}"),
                 }
             };
-            line(&format!("| {} |", (0..columns).map(cell).collect::<Vec<_>>().join(" | ")))?;
+            lines.push(format!("| {} |", (0..columns).map(cell).collect::<Vec<_>>().join(" | ")));
             if i == 0 {
                 let rule = |c: usize| format!("{}{}", "-".repeat(widths[c].max(2) - 1), if c == 0 { "-" } else { ":" });
-                line(&format!("| {} |", (0..columns).map(rule).collect::<Vec<_>>().join(" | ")))?;
+                lines.push(format!("| {} |", (0..columns).map(rule).collect::<Vec<_>>().join(" | ")));
             }
         }
-        Ok(())
+        lines
     }
 }
