@@ -68,7 +68,7 @@ pub struct Answer {
     parser: SseParser,
     read: Instant,
     end: StreamEnd,
-    _connection: Connection,
+    connection: Connection,
 }
 
 /// How far a stream is.
@@ -82,13 +82,17 @@ enum StreamEnd {
     Done,
 }
 
-/// The task that moves a connection's bytes; it ends with its answer.
+/// A connection, which ends with its answer.
 #[derive(Debug)]
-struct Connection(JoinHandle<()>);
+struct Connection {
+    made: Instant,
+    /// Moves its bytes.
+    task: JoinHandle<()>,
+}
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
@@ -172,7 +176,7 @@ impl Client {
             parser: SseParser::default(),
             read: sent,
             end: StreamEnd::Open,
-            _connection: connection,
+            connection,
         })
     }
 
@@ -198,14 +202,16 @@ impl Client {
         let connecting = timeout(CONNECT_TIMEOUT, TcpStream::connect(self.addresses.as_slice()));
         let late = |_| Failure::Connect(format!("no answer from the address in {} s", CONNECT_TIMEOUT.as_secs()));
         let stream = connecting.await.map_err(late)?.map_err(|error| Failure::Connect(error.to_string()))?;
+        let made = Instant::now();
         // Small pieces are sent at once; without it the numbers are still right, only later.
         let _ = stream.set_nodelay(true);
         let handshake = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| Failure::Broken(reason(&error)))?;
-        let connection = Connection(tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             // Whoever waits for the answer gets the error.
             let _ = connection.await;
-        }));
+        });
+        let connection = Connection { made, task };
         let response = sender.send_request(self.request(method, path, body)?).await;
         let response = response.map_err(|error| Failure::Broken(reason(&error)))?;
         if response.status().is_success() {
@@ -237,6 +243,12 @@ impl Answer {
     #[must_use]
     pub fn sent(&self) -> Instant {
         self.sent
+    }
+
+    /// When the connection stood, after sending began.
+    #[must_use]
+    pub fn connected(&self) -> Instant {
+        self.connection.made
     }
 
     /// When the last bytes had been read that belong to it: after the end, those of `[DONE]`.

@@ -38,6 +38,8 @@ pub enum CountedBy {
 /// What an answer took, in seconds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measured {
+    /// From sending to the connection; a part of the TTFT.
+    pub connect: f64,
     /// From sending to the first chunk with tokens.
     pub ttft: f64,
     /// Between chunks with tokens. A chunk may bring several tokens.
@@ -64,44 +66,50 @@ impl Measured {
     }
 }
 
-/// Sends it and reads to the end. Every chunk with tokens is added to `chunks` when it comes.
-pub(crate) async fn exchange(client: &Client, call: Call, chunks: &AtomicU64) -> Result<Measured, Failure> {
+/// When what happened to a request.
+struct Times {
+    sent: Instant,
+    connected: Instant,
+    /// Those with tokens.
+    chunks: Vec<Instant>,
+    end: Instant,
+}
+
+/// Sends it and reads to the end. Every chunk with tokens is counted in `seen` when it comes.
+pub(crate) async fn exchange(client: &Client, call: Call, seen: &AtomicU64) -> Result<Measured, Failure> {
     let mut answer = client.stream(call.path, call.body).await?;
-    let mut times: Vec<Instant> = Vec::new();
+    let mut chunks: Vec<Instant> = Vec::new();
     let mut usage = None;
     while let Some(event) = answer.next().await? {
         let EventKind::Chunk(chunk) = event.kind else { continue };
         if chunk.has_tokens() {
-            times.push(event.at);
-            chunks.fetch_add(1, Ordering::Relaxed);
+            chunks.push(event.at);
+            seen.fetch_add(1, Ordering::Relaxed);
         }
         // Some servers repeat it in every chunk: the last one counts.
         usage = chunk.usage().or(usage);
     }
-    measured(answer.sent(), &times, answer.read(), usage, call.wanted_tokens)
+    let (sent, connected, end) = (answer.sent(), answer.connected(), answer.read());
+    measured(&Times { sent, connected, chunks, end }, usage, call.wanted_tokens)
 }
 
-fn measured(
-    sent: Instant,
-    times: &[Instant],
-    end: Instant,
-    usage: Option<Usage>,
-    wanted: Option<u64>,
-) -> Result<Measured, Failure> {
-    let (Some(first), Some(last)) = (times.first(), times.last()) else { return Err(Failure::Empty) };
+fn measured(times: &Times, usage: Option<Usage>, wanted: Option<u64>) -> Result<Measured, Failure> {
+    let Times { sent, connected, chunks, end } = times;
+    let (Some(first), Some(last)) = (chunks.first(), chunks.last()) else { return Err(Failure::Empty) };
     let (tokens, counted_by) = match usage {
         Some(usage) => (usage.completion_tokens, CountedBy::Usage),
-        None => (times.len() as u64, CountedBy::Chunks),
+        None => (chunks.len() as u64, CountedBy::Chunks),
     };
     // Chunks of several tokens would look too few: only the server's own count can be held against it.
     if let (CountedBy::Usage, Some(wanted)) = (counted_by, wanted.filter(|wanted| tokens < *wanted)) {
         return Err(Failure::Short { tokens, wanted });
     }
     Ok(Measured {
-        ttft: (*first - sent).as_secs_f64(),
-        gaps: times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f32()).collect(),
+        connect: (*connected - *sent).as_secs_f64(),
+        ttft: (*first - *sent).as_secs_f64(),
+        gaps: chunks.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f32()).collect(),
         decode: (*last - *first).as_secs_f64(),
-        end_to_end: (end - sent).as_secs_f64(),
+        end_to_end: (*end - *sent).as_secs_f64(),
         tokens,
         counted_by,
         prompt_tokens: usage.map(|usage| usage.prompt_tokens),
@@ -116,14 +124,16 @@ mod tests {
 
     fn check(ms: &[u64], usage: Option<u64>, wanted: Option<u64>) -> Result<Measured, Failure> {
         let sent = Instant::now();
-        let times: Vec<Instant> = ms.iter().map(|ms| sent + Duration::from_millis(*ms)).collect();
+        let at = |ms| sent + Duration::from_millis(ms);
+        let chunks = ms.iter().map(|ms| at(*ms)).collect();
         let usage = usage.map(|completion_tokens| Usage { prompt_tokens: 5, completion_tokens, cached_tokens: None });
-        measured(sent, &times, sent + Duration::from_millis(100), usage, wanted)
+        measured(&Times { sent, connected: at(2), chunks, end: at(100) }, usage, wanted)
     }
 
     #[test]
     fn times_follow_from_the_chunks() {
         let by_usage = check(&[10, 20, 50], Some(5), Some(5)).expect("a whole answer");
+        assert_eq!(by_usage.connect, 0.002);
         assert_eq!((by_usage.ttft, by_usage.decode, by_usage.end_to_end), (0.01, 0.04, 0.1));
         assert_eq!(by_usage.gaps, [0.01, 0.03]);
         assert_eq!((by_usage.tokens, by_usage.counted_by), (5, CountedBy::Usage));

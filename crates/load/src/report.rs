@@ -220,6 +220,12 @@ impl Report {
         if held == 0 && 50.0 < late {
             notes.push(format!("this machine is busy: a request was sent {late:.0} ms after its arrival"));
         }
+        let connect = self.runs.iter().map(|run| run.summary.connect_ms_max).fold(0.0, f64::max);
+        if 500.0 < connect {
+            // A full queue drops the first packet, which is sent again after 1, 3, 7 s.
+            notes
+                .push(format!("a connection took {connect:.0} ms, within its TTFT: the server's accept queue is full"));
+        }
         if let Some(run) = self.runs.last().filter(|run| run.summary.ended == Ended::Stopped) {
             notes.push(format!("stopped early: {} requests were aborted and are in no number", run.summary.aborted));
         }
@@ -239,6 +245,7 @@ fn request_as_json(record: &Record) -> Value {
         "prompt_tokens_made": record.prompt_tokens,
         "prompt_tokens": measured.and_then(|measured| measured.prompt_tokens),
         "cached_tokens": measured.and_then(|measured| measured.cached_tokens),
+        "connect_ms": ms(|measured| Some(measured.connect)),
         "max_tokens": record.max_tokens,
         "completion_tokens": measured.map(|measured| measured.tokens),
         "ttft_ms": ms(|measured| Some(measured.ttft)),

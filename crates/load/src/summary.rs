@@ -44,6 +44,8 @@ pub struct Summary {
     pub held_back: u64,
     /// The longest time from an arrival to its sending.
     pub late_ms_max: f64,
+    /// The longest time until a connection stood; a part of that request's TTFT.
+    pub connect_ms_max: f64,
     /// From the first sending to the last end.
     pub window_seconds: f64,
     /// Successes a second.
@@ -115,6 +117,7 @@ impl Summary {
             aborted: outcome.aborted,
             held_back: outcome.held_back,
             late_ms_max: 1e3 * records.iter().map(|record| record.late).fold(0.0, f64::max),
+            connect_ms_max: 1e3 * good.iter().map(|(_, measured)| measured.connect).fold(0.0, f64::max),
             window_seconds,
             requests_per_second: per_second(succeeded),
             completion_tokens_per_second: per_second(completion_tokens),
@@ -153,6 +156,7 @@ pub(crate) mod tests {
         let (sent, ttft, tpot) = (sent / 1e3, ttft / 1e3, tpot / 1e3);
         let end_to_end = ttft + 10.0 * tpot;
         let measured = Measured {
+            connect: 0.0,
             ttft,
             gaps: vec![tpot as f32; 10],
             decode: 10.0 * tpot,

@@ -320,6 +320,7 @@ mod tests {
             aborted: 0,
             held_back: 0,
             late_ms_max: 0.2,
+            connect_ms_max: 0.1,
             window_seconds: 80.04,
             requests_per_second: 0.4998,
             completion_tokens_per_second: 64.01,
