@@ -28,14 +28,15 @@ fn one(acts: Vec<Act>) -> Result<Measured, Failure> {
 #[test]
 fn times_are_those_of_the_server() {
     let is_right = |measured: &Measured| {
-        // A sleep is never shorter than asked for, but this machine may be busy: it can only be longer.
-        assert!(0.060 <= measured.ttft && 0.079 <= measured.decode, "{measured:?}");
-        assert!(measured.ttft + measured.decode <= measured.end_to_end, "{measured:?}");
+        // A sleep is never shorter than asked for. This machine may be busy: what comes can be read late, the first
+        // chunk more than the last, so only times from the sending have a bound that always holds.
+        assert!(0.060 <= measured.ttft && 0.140 <= measured.end_to_end, "{measured:?}");
+        assert!(measured.ttft + measured.decode <= measured.end_to_end + 1e-9, "{measured:?}");
         assert_eq!((measured.gaps.len(), measured.tokens), (4, 5));
         assert_eq!((measured.counted_by, measured.prompt_tokens), (CountedBy::Usage, Some(16)));
         let tpot = measured.tpot().expect("five tokens");
         assert!((tpot - measured.decode / 4.0).abs() < 1e-9);
-        measured.ttft < 0.070 && tpot < 0.025 && measured.end_to_end < 0.170
+        measured.ttft < 0.070 && (0.018..0.025).contains(&tpot) && measured.end_to_end < 0.170
     };
     let found = (0..20).any(|_| {
         let server = FakeServer::start(|request| tokens(request, ms(60), ms(20)));
