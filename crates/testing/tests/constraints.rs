@@ -1,6 +1,8 @@
 //! Constraints through the real scheduler and step loop, in virtual time.
 
-use engine::{AbortReason, Feed, FinishReason, Refusal, Request, RequestId, Source};
+use engine::{
+    AbortReason, Constraint, ConstraintFactory, Feed, FinishReason, Refusal, Request, RequestId, Source, TokenMask,
+};
 use kv::TokenId;
 use testing::constraints::{Fixed, Turns};
 use testing::simulator::{Simulation, SimulatorConfig, attention, complete, naive, prompt};
@@ -10,6 +12,26 @@ fn exact(pool_rows: usize, max_lanes: usize, unit_seconds: f64) -> SimulatorConf
     config.costs.jitter = 0.0;
     config.engine.unit_seconds = unit_seconds;
     config
+}
+
+/// Any token, but none above 900 may have a successor.
+struct Small;
+
+impl Small {
+    fn factory() -> ConstraintFactory {
+        ConstraintFactory::new(|| Box::new(Small))
+    }
+}
+
+impl Constraint for Small {
+    fn mask(&mut self, allowed: &mut TokenMask) -> Result<(), String> {
+        allowed.allow_all();
+        Ok(())
+    }
+
+    fn advance(&mut self, token: TokenId) -> Result<(), String> {
+        if token <= 900 { Ok(()) } else { Err(format!("token {token} is too large")) }
+    }
 }
 
 #[test]
@@ -69,6 +91,32 @@ fn a_constraint_that_fails_ends_its_own_choice() {
     assert_eq!(ends(Turns::factory(), &[2, 3, 3], 9), Ok((failed, out_of_turn, 3)));
     assert_eq!(ends(Fixed::factory(&[]), &[], 9), Err(Refusal::Invalid(none)), "before anything runs");
     assert_eq!(ends(Fixed::factory(&[]), &[], 0), Ok((FinishReason::Length, String::new(), 0)));
+}
+
+#[test]
+fn a_choice_that_fails_leaves_its_siblings_alone() {
+    for steps_in_flight in [1, 2] {
+        let mut config = exact(60, 6, 1.0);
+        config.steps_in_flight = steps_in_flight;
+        let mut simulation = Simulation::new(config);
+        let mut request = complete(prompt(1, 20), 3, 5);
+        (request.choices, request.constraint) = (6, Some(Small::factory()));
+        let id = simulation.submit(request.clone()).expect("there is room");
+        simulation.run();
+        simulation.check_empty();
+        let mut reasons = Vec::new();
+        for end in simulation.finished(id) {
+            let sampling = backend::Sampling { choice: end.choice, ..request.sampling.clone() };
+            let tokens: Vec<TokenId> = simulation.tokens(id, end.choice).iter().map(|token| token.token).collect();
+            let constraint = request.constraint.as_ref();
+            assert_eq!(tokens, naive::constrained(&prompt(1, 20), &[], &[], &sampling, 5, constraint));
+            let failed = tokens.iter().any(|token| 900 < *token) && tokens.len() < 5;
+            assert_eq!(end.error.is_some(), failed, "{end:?}");
+            reasons.push(end.reason);
+        }
+        let failed = FinishReason::Aborted(AbortReason::Constraint);
+        assert!(reasons.contains(&failed) && reasons.contains(&FinishReason::Length), "{reasons:?}");
+    }
 }
 
 #[test]
