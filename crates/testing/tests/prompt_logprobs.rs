@@ -7,7 +7,7 @@ use kv::TokenId;
 use model::{ModelSource, Opened, needle_text};
 use testing::golden::{TinyModel, tiny_models};
 use testing::rig::{Rig, RigOptions};
-use testing::simulator::{Simulation, SimulatorConfig, attention, complete};
+use testing::simulator::{Simulation, SimulatorConfig, attention, complete, naive, prompt};
 
 /// What a request is told of its prompt, and its completion behind it.
 fn read(rig: &Rig, request: Request) -> (Vec<PromptToken>, Vec<TokenId>) {
@@ -135,6 +135,26 @@ fn who_asks_gets_the_same_completion() {
     assert!(scores.iter().all(|score| score.top.is_empty()) && both.len() == 40);
     let mut rest = both.iter();
     assert!(plain.iter().all(|token| rest.any(|other| other == token)), "the first choice is the answer alone");
+}
+
+#[test]
+fn a_prompt_that_is_scored_is_read_whole_whatever_is_cached() {
+    let mut config = SimulatorConfig::new(60, 2);
+    config.engine.prefix_cache = true;
+    let mut simulation = Simulation::new(config);
+    let tokens = prompt(1, 100);
+    let mut request = complete(tokens.clone(), 0, 1);
+    for (prompt_logprobs, cached) in [(None, 0), (Some(2), 0), (None, 96)] {
+        request.prompt_logprobs = prompt_logprobs;
+        let id = simulation.submit(request.clone()).expect("there is room");
+        simulation.run();
+        assert_eq!(simulation.finished(id)[0].usage.cached_tokens, cached, "{prompt_logprobs:?}");
+        let told = simulation.seen(id).into_iter().find_map(|(_, event)| match event {
+            Event::PromptLogprobs(told) => Some(told),
+            _ => None,
+        });
+        assert_eq!(told, prompt_logprobs.map(|top| naive::prompt_logprobs(&tokens, top)));
+    }
 }
 
 #[test]
