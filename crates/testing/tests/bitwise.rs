@@ -14,7 +14,7 @@ const HEADS: [Heads; 3] = [
 
 /// Calls `check` for one, two and three threads of every instruction set; all of one set must return the same.
 fn same_on_all_threads<T: PartialEq + std::fmt::Debug>(check: impl Fn(MakeBackend<'_>) -> T) {
-    for isa in [Isa::Avx2, Isa::Portable] {
+    for isa in Isa::ALL {
         if !isa.is_available() {
             println!("skipped on {}: this machine lacks it", isa.name());
             continue;

@@ -6,7 +6,7 @@ use testing::conformance::{self as ops, MakeBackend};
 
 /// Runs a suite on every instruction set.
 fn on_cpu(suite: fn(MakeBackend<'_>)) {
-    for isa in [Isa::Avx2, Isa::Portable] {
+    for isa in Isa::ALL {
         if !isa.is_available() {
             println!("skipped on {}: this machine lacks it", isa.name());
             continue;

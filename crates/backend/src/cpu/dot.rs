@@ -14,7 +14,7 @@ pub(super) fn even_odd(x: &[f32], out: &mut [f32]) {
 }
 
 /// Lane `j` of result `h` is the product of query `h` with vector `j`: one chain of multiply-adds for every eighth
-/// element (of 16, the even ones first), the eight chains added as [`Simd::sum`] does.
+/// element (of 16, the even ones first), the eight chains added as [`super::simd::Lanes::sum`] does.
 ///
 /// # Safety
 /// `q[h]` points to `d` elements in the order of [`even_odd`]; eight vectors of `d` elements (a multiple of 16) start

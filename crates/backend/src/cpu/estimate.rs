@@ -95,6 +95,17 @@ impl<'a> Part<'a> {
         self.rt.work.selected.all()[head * self.rt.work.bitmap_words + page / 32] >> (page % 32) & 1 == 1
     }
 
+    /// The selected pages.
+    fn selected(&self) -> impl Iterator<Item = usize> {
+        let head = self.i * self.rt.shape.geometry.kv_heads + self.head;
+        let words = &self.rt.work.selected.all()[head * self.rt.work.bitmap_words..][..self.pages.end.div_ceil(32)];
+        let pages = self.pages.clone();
+        let words = (pages.start / 32..words.len()).map(|i| (i, words[i]));
+        let bits =
+            |(i, word): (usize, u32)| (0..32).filter(move |bit| word >> bit & 1 == 1).map(move |bit| 32 * i + bit);
+        words.filter(|(_, word)| *word != 0).flat_map(bits).filter(move |page| pages.contains(page))
+    }
+
     /// Where a row's partial goes: `[d]` output, log-sum-exp, one spare.
     fn partial(&self, row: usize) -> &'a mut [f32] {
         let len = self.rt.shape.geometry.head_dim + 2;

@@ -1,10 +1,10 @@
 //! Scores of coded tokens: an int8 query per group of 48 tokens against 2-bit codes.
 //!
 //! Per (query head, group), with q' = R_k q (a chain of multiply-adds per output and lane of eight, inputs ascending,
-//! the lanes added as [`Simd::sum`] does) and the group's bf16 means and deviations:
+//! the lanes added as [`Lanes::sum`] does) and the group's bf16 means and deviations:
 //! ```text
 //! w = q' * deviation;  w8 = round(w * (127 / max|w|)), ties to even;  s = max|w| / 127
-//! qm = sum q' mean       eight chains of multiply-adds over the quarters (padded with zeros), added as Simd::sums
+//! qm = sum q' mean       a chain of multiply-adds in each lane over the quarters (padded with zeros), lanes added last
 //! logit = (sum w8 code - 1.5 sum w8) * (0.996 s / sqrt(d)) + qm / sqrt(d)
 //! page score = m + ln(sum over its 8 tokens of e^(logit - m)), m the largest
 //! ```
@@ -13,7 +13,7 @@
 
 use super::lanes::Lane;
 use super::runtime::{CpuRuntime, rows, vector};
-use super::simd::{Kernel, Simd};
+use super::simd::{Kernel, Lanes, MOST_LANES, Simd};
 use super::workspace::padded_row_bytes;
 use crate::sketch::{GROUP_PAGES, SketchFrame, THRESHOLD};
 use crate::{AlgorithmId, View, Weight};
@@ -92,9 +92,6 @@ impl Scratch {
     }
 }
 
-/// Blocks between a frame's being asked for and its being read.
-const AHEAD_BLOCKS: usize = 2;
-
 /// Token logits and page scores of `groups`, for the query heads of one KV head.
 struct Task<'a> {
     rt: &'a CpuRuntime,
@@ -111,6 +108,13 @@ impl Kernel for Task<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
+        self.score::<S::Wide>();
+    }
+}
+
+impl Task<'_> {
+    #[inline(always)]
+    fn score<L: Lanes>(self) {
         let (rt, group) = (self.rt, self.rt.group());
         let layout = SketchFrame { head_dim: rt.shape.geometry.head_dim };
         let padded = SketchFrame { head_dim: 4 * padded_row_bytes(layout.head_dim) };
@@ -119,14 +123,12 @@ impl Kernel for Task<'_> {
         w8.resize(BLOCK_GROUPS * 4 * WIDTH_MOST, 0);
         w.resize(BLOCK_GROUPS * 4 * WIDTH_MOST, 0.0);
         let block_at = |first| block_frames(rt, self.lane, self.layer, self.head, first, &self.groups);
-        for block in 0..AHEAD_BLOCKS {
-            for frame in block_at(self.groups.start + block * BLOCK_GROUPS) {
-                prefetch_keys::<S>(frame, layout);
-            }
+        for frame in block_at(self.groups.start) {
+            prefetch_keys::<L>(frame, layout);
         }
         for first in self.groups.clone().step_by(BLOCK_GROUPS) {
             let mut frames = block_at(first);
-            let ahead = block_at(first + AHEAD_BLOCKS * BLOCK_GROUPS);
+            let ahead = block_at(first + BLOCK_GROUPS);
             if padded != layout {
                 padded_frames.resize(BLOCK_GROUPS * padded.value_codes() / 2, 0);
                 for (out, frame) in padded_frames.chunks_exact_mut(padded.value_codes() / 2).zip(frames) {
@@ -141,9 +143,9 @@ impl Kernel for Task<'_> {
             while h < group {
                 let block = Block { rt, row: first_row + h, groups: groups.clone(), frames, padded, layout, ahead };
                 h += match group - h {
-                    1 => block.score::<S, 1>(w8, w),
-                    2 | 3 => block.score::<S, 2>(w8, w),
-                    _ => block.score::<S, 4>(w8, w),
+                    1 => block.score::<L, 1>(w8, w),
+                    2 | 3 => block.score::<L, 2>(w8, w),
+                    _ => block.score::<L, 4>(w8, w),
                 };
             }
         }
@@ -165,9 +167,9 @@ fn block_frames<'a>(
 
 /// Asks for a frame's key half.
 #[inline(always)]
-fn prefetch_keys<S: Simd>(frame: &[u16], layout: SketchFrame) {
+fn prefetch_keys<L: Lanes>(frame: &[u16], layout: SketchFrame) {
     for line in (0..layout.value_codes()).step_by(64) {
-        S::prefetch(frame.as_ptr().cast::<u8>().wrapping_add(line));
+        L::prefetch(frame.as_ptr().cast::<u8>().wrapping_add(line));
     }
 }
 
@@ -256,13 +258,14 @@ struct Scales {
 impl Block<'_> {
     /// Writes the token logits and page scores of `H` heads; returns `H`.
     #[inline(always)]
-    fn score<S: Simd, const H: usize>(self, w8: &mut [i8], w: &mut [f32]) -> usize {
+    fn score<L: Lanes, const H: usize>(self, w8: &mut [i8], w: &mut [f32]) -> usize {
         let (work, width) = (&self.rt.work, self.padded.head_dim);
         let q = &work.rotated_q.all()[self.row * work.rotated_stride..(self.row + H) * work.rotated_stride];
-        let scales = self.quantise::<S, H>(q, w8, w);
+        let scales = self.quantise::<L, H>(q, w8, w);
         assert!(w8.len() >= BLOCK_GROUPS * H * width);
         for (n, g) in self.groups.clone().enumerate() {
-            prefetch_keys::<S>(self.ahead[n], self.layout);
+            prefetch_keys::<L>(self.ahead[n], self.layout);
+            self.prefetch_near::<L>(n + 1, self.padded.key_codes()..self.padded.value_codes());
             let codes = bytes(self.frames[n])[self.padded.key_codes()..self.padded.value_codes()].as_ptr();
             let mut logits = [std::ptr::null_mut(); H];
             for h in 0..H {
@@ -270,20 +273,19 @@ impl Block<'_> {
                 // SAFETY: this task alone writes these logits.
                 logits[h] = unsafe { work.token_logits.part(first..first + SKETCH_TOKENS) }.as_mut_ptr();
             }
-            for page in 0..GROUP_PAGES {
+            for token in (0..SKETCH_TOKENS).step_by(L::LANES) {
                 // SAFETY: codes are `[48][width / 4]`, weights `[8][H][width]`, logits `[48]`.
                 unsafe {
-                    let (codes, w8) =
-                        (codes.add(page * PAGE_TOKENS * width / 4), w8.as_ptr().add(n * H * width).cast());
-                    let sums = match width {
-                        64 => sums_of_16::<S, H>(codes, w8),
-                        _ => sums_of_32::<S, H>(codes, w8, width / 4),
-                    };
+                    let sums = L::code_sums::<H>(
+                        codes.add(token * width / 4),
+                        w8.as_ptr().add(n * H * width).cast(),
+                        width / 4,
+                    );
                     for h in 0..H {
                         let Scales { shift, factor, offset } = &scales[h];
-                        let level = S::sub(sums[h], S::splat(shift[n]));
-                        let logit = S::add(S::mul(level, S::splat(factor[n])), S::splat(offset[n]));
-                        S::store(logits[h].add(page * PAGE_TOKENS), logit);
+                        let level = L::sub(sums[h], L::splat(shift[n]));
+                        let logit = L::add(L::mul(level, L::splat(factor[n])), L::splat(offset[n]));
+                        L::store(logits[h].add(token), logit);
                     }
                 }
             }
@@ -296,7 +298,7 @@ impl Block<'_> {
             unsafe {
                 let (logits, scores) =
                     (work.token_logits.slice(tokens), work.page_scores.part(at + pages.start..at + pages.end));
-                page_scores::<S>(logits, scores);
+                page_scores::<L>(logits, scores);
             }
         }
         H
@@ -304,12 +306,12 @@ impl Block<'_> {
 
     /// Writes `w8` `[groups][H][4][padded row]`.
     #[inline(always)]
-    fn quantise<S: Simd, const H: usize>(&self, q: &[f32], w8: &mut [i8], w: &mut [f32]) -> [Scales; H] {
+    fn quantise<L: Lanes, const H: usize>(&self, q: &[f32], w8: &mut [i8], w: &mut [f32]) -> [Scales; H] {
         let (width, deviations) = (self.padded.head_dim, self.padded.deviations() / 2);
-        assert!(width.is_multiple_of(32) && q.len() == H * width && w8.len() >= BLOCK_GROUPS * H * width);
+        assert!(width.is_multiple_of(64) && q.len() == H * width && w8.len() >= BLOCK_GROUPS * H * width);
         assert!(w.len() >= BLOCK_GROUPS * H * width);
         assert!(self.frames.iter().all(|frame| frame.len() >= 2 * width) && deviations == width);
-        let zero = S::splat(0.0);
+        let zero = L::splat(0.0);
         let (mut most, mut dot) = ([[zero; BLOCK_GROUPS]; H], [[zero; BLOCK_GROUPS]; H]);
         let mut inverse = [[0.0; BLOCK_GROUPS]; H];
         let nothing = Scales { shift: [0.0; 8], factor: [0.0; 8], offset: [0.0; 8] };
@@ -320,15 +322,16 @@ impl Block<'_> {
             let q = q.as_ptr();
             for n in 0..BLOCK_GROUPS {
                 let frame = self.frames[n].as_ptr();
+                self.prefetch_near::<L>(n + 1, 0..self.padded.key_codes());
                 let (mut group_most, mut group_dot) = ([zero; H], [zero; H]);
-                for c in (0..width).step_by(8) {
-                    let (mean, deviation) = (S::load_bf16(frame.add(c)), S::load_bf16(frame.add(deviations + c)));
+                for c in (0..width).step_by(L::LANES) {
+                    let (mean, deviation) = (L::load_bf16(frame.add(c)), L::load_bf16(frame.add(deviations + c)));
                     for h in 0..H {
-                        let q = S::load(q.add(h * width + c));
-                        let product = S::mul(q, deviation);
-                        S::store(w.as_mut_ptr().add((n * H + h) * width + c), product);
-                        group_most[h] = S::max(group_most[h], S::abs(product));
-                        group_dot[h] = S::fma(q, mean, group_dot[h]);
+                        let q = L::load(q.add(h * width + c));
+                        let product = L::mul(q, deviation);
+                        L::store(w.as_mut_ptr().add((n * H + h) * width + c), product);
+                        group_most[h] = L::max(group_most[h], L::abs(product));
+                        group_dot[h] = L::fma(q, mean, group_dot[h]);
                     }
                 }
                 for h in 0..H {
@@ -336,38 +339,43 @@ impl Block<'_> {
                 }
             }
             for h in 0..H {
-                let mut most_lanes = [0.0; BLOCK_GROUPS];
-                S::store(most_lanes.as_mut_ptr(), S::maxes(most[h]));
-                S::store(scales[h].offset.as_mut_ptr(), S::mul(S::sums(dot[h]), S::splat(unit)));
+                let (most, dot) = (L::largests(most[h]), L::totals(dot[h]));
                 for n in 0..BLOCK_GROUPS {
-                    inverse[h][n] = if most_lanes[n] > 1e-30 { 127.0 / most_lanes[n] } else { 0.0 };
-                    scales[h].factor[n] = THRESHOLD * (most_lanes[n] / 127.0) * unit;
+                    inverse[h][n] = if most[n] > 1e-30 { 127.0 / most[n] } else { 0.0 };
+                    scales[h].factor[n] = THRESHOLD * (most[n] / 127.0) * unit;
+                    scales[h].offset[n] = dot[n] * unit;
                 }
             }
-            let mut sums = [[S::splat_byte(0); BLOCK_GROUPS]; H];
+            let mut sums = [[zero; BLOCK_GROUPS]; H];
             for n in 0..BLOCK_GROUPS {
-                let mut sum = [S::splat_byte(0); H];
                 for h in 0..H {
-                    let (first, inverse) = ((n * H + h) * width, S::splat(inverse[h][n]));
-                    for c in (first..first + width).step_by(32) {
+                    let (first, inverse) = ((n * H + h) * width, L::splat(inverse[h][n]));
+                    let mut sum = zero;
+                    for c in (first..first + width).step_by(4 * L::LANES) {
                         let (w, mut scaled) = (w.as_ptr().add(c), [zero; 4]);
                         for k in 0..4 {
-                            scaled[k] = S::mul(S::load(w.add(8 * k)), inverse);
+                            scaled[k] = L::mul(L::load(w.add(k * L::LANES)), inverse);
                         }
-                        let w8 = w8.as_mut_ptr().add(c);
-                        S::store_rounded_i8(w8, scaled);
-                        sum[h] = S::add_i16(sum[h], S::dot_pairs(S::splat_byte(1), S::load_bytes(w8.cast())));
+                        sum = L::add(sum, L::store_rounded_i8(w8.as_mut_ptr().add(c), scaled));
                     }
-                }
-                for h in 0..H {
-                    sums[h][n] = S::add_neighbours(sum[h]);
+                    sums[h][n] = sum;
                 }
             }
             for h in 0..H {
-                S::store(scales[h].shift.as_mut_ptr(), S::mul(S::sums_i32(sums[h]), S::splat(1.5)));
+                scales[h].shift = L::totals(sums[h]).map(|sum| 1.5 * sum);
             }
         }
         scales
+    }
+
+    /// Asks for some bytes of the block's group `n`, if it has one, to be in L1: of all frames of a block together L1
+    /// keeps only some, because they lie whole rows apart, in the same sets.
+    #[inline(always)]
+    fn prefetch_near<L: Lanes>(&self, n: usize, part: Range<usize>) {
+        let frame = self.frames[n.min(BLOCK_GROUPS - 1)].as_ptr().cast::<u8>();
+        for line in part.step_by(64) {
+            L::prefetch_near(frame.wrapping_add(line));
+        }
     }
 
     fn scale(&self) -> f32 {
@@ -375,91 +383,28 @@ impl Block<'_> {
     }
 }
 
-/// `sum w8 code` of a page's eight tokens for `H` heads, two rows of 16 bytes a load.
-///
-/// # Safety
-/// Codes are `[8][16]`, weights `[H][4][16]`.
-#[inline(always)]
-unsafe fn sums_of_16<S: Simd, const H: usize>(codes: *const u8, w8: *const u8) -> [S::F; H] {
-    let mut pairs = [[S::splat_byte(0); 4]; H];
-    for pair in 0..4 {
-        // SAFETY: by the caller's promise.
-        unsafe {
-            let fields = S::fields(S::load_bytes(codes.add(2 * pair * 16)));
-            for h in 0..H {
-                let w8 = w8.add(h * 64);
-                let mut sum = S::dot_pairs(fields[0], S::load_bytes_twice(w8));
-                for k in 1..4 {
-                    sum = S::add_i16(sum, S::dot_pairs(fields[k], S::load_bytes_twice(w8.add(16 * k))));
-                }
-                pairs[h][pair] = sum;
-            }
-        }
-    }
-    let mut out = [S::splat(0.0); H];
-    for h in 0..H {
-        // Each sum of eight i16, or of some of them, is at most 16 * 4 * 127 * 3 = 24,384.
-        out[h] = S::half_sums_i16(pairs[h]);
-    }
-    out
-}
-
-/// The same for rows of whole 32 bytes.
-///
-/// # Safety
-/// Codes are `[8][row_bytes]`, weights `[H][4][row_bytes]`.
-#[inline(always)]
-unsafe fn sums_of_32<S: Simd, const H: usize>(codes: *const u8, w8: *const u8, row_bytes: usize) -> [S::F; H] {
-    let mut tokens = [[S::splat_byte(0); 8]; H];
-    for t in 0..8 {
-        let mut sums = [S::splat_byte(0); H];
-        for n in (0..row_bytes).step_by(32) {
-            // SAFETY: by the caller's promise.
-            unsafe {
-                let fields = S::fields(S::load_bytes(codes.add(t * row_bytes + n)));
-                for h in 0..H {
-                    let w8 = w8.add(h * 4 * row_bytes + n);
-                    for k in 0..4 {
-                        let product = S::dot_pairs(fields[k], S::load_bytes(w8.add(row_bytes * k)));
-                        sums[h] = S::add_i16(sums[h], product);
-                    }
-                }
-            }
-        }
-        for h in 0..H {
-            tokens[h][t] = S::add_neighbours(sums[h]);
-        }
-    }
-    let mut out = [S::splat(0.0); H];
-    for h in 0..H {
-        out[h] = S::sums_i32(tokens[h]);
-    }
-    out
-}
-
 /// Log-sum-exp of every page's eight logits.
 #[inline(always)]
-fn page_scores<S: Simd>(logits: &[f32], page_scores: &mut [f32]) {
+fn page_scores<L: Lanes>(logits: &[f32], page_scores: &mut [f32]) {
     assert_eq!(logits.len(), PAGE_TOKENS * page_scores.len());
-    let pages = page_scores.len();
-    for (n, scores) in page_scores.chunks_mut(8).enumerate() {
-        let mut x = [S::splat(0.0); 8];
+    for (logits, scores) in logits.chunks(PAGE_TOKENS * L::LANES).zip(page_scores.chunks_mut(L::LANES)) {
+        let mut x = [L::splat(0.0); 8];
         for j in 0..8 {
-            let page = (8 * n + j).min(pages - 1);
-            // SAFETY: eight logits a page, by the assertion.
-            x[j] = unsafe { S::load(logits.as_ptr().add(page * PAGE_TOKENS)) };
+            // Behind the last page, the last vector again: what it gives is not kept.
+            let at = (j * L::LANES).min(logits.len() - L::LANES);
+            // SAFETY: groups are whole vectors.
+            x[j] = unsafe { L::load(logits.as_ptr().add(at)) };
         }
-        let most = S::maxes(x);
-        let mut mosts = [0.0; 8];
-        // SAFETY: `mosts` has eight elements.
-        unsafe { S::store(mosts.as_mut_ptr(), most) };
-        for j in 0..8 {
-            x[j] = S::weight(S::sub(x[j], S::splat(mosts[j])));
+        let most = L::maxes(x);
+        let (mut mosts, mut out) = ([0.0; MOST_LANES], [0.0; MOST_LANES]);
+        // SAFETY: a vector's elements; the eights of eight vectors are as many.
+        unsafe {
+            L::store(mosts.as_mut_ptr(), most);
+            for j in 0..8 {
+                x[j] = L::weight(L::sub(x[j], L::splat_eights(mosts.as_ptr().add(j * L::EIGHTS))));
+            }
+            L::store(out.as_mut_ptr(), L::add(most, L::ln(L::sums(x))));
         }
-        let mut out = [0.0; 8];
-        // SAFETY: `out` has eight elements.
-        unsafe { S::store(out.as_mut_ptr(), S::add(most, S::ln(S::sums(x)))) };
-        let count = scores.len();
-        scores.copy_from_slice(&out[..count]);
+        scores.copy_from_slice(&out[..scores.len()]);
     }
 }

@@ -3,7 +3,7 @@
 use super::simd::{Kernel, Simd};
 
 /// `log sum e^x`; -inf for none. Lane `j` of eight adds elements `j, j + 8, ...` in order, the lanes are added as
-/// [`Simd::sum`] does.
+/// [`super::simd::Lanes::sum`] does.
 pub(super) struct LogSumExp<'a>(pub(super) &'a [f32]);
 
 impl Kernel for LogSumExp<'_> {

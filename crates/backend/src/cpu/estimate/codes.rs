@@ -16,11 +16,11 @@
 //! 2^-25 of the largest token's weight each: the output moves by less than 2^-12 of the values' spread, and lse by
 //! less than 2^-12.
 //!
-//! Groups add up in ascending order; `sum p`, `sum p mean` and `sum a8` take token `j` of each page in lane `j` of
-//! eight, pages ascending, and add the lanes as [`Simd::sum`] does.
+//! Groups add up in ascending order; `sum p`, `sum p mean` and `sum a8` take a group's tokens lane by lane, vectors
+//! ascending, and add the lanes as [`Lanes::sum`] does.
 
 use super::super::score_codes::{bytes, pad_rows};
-use super::super::simd::{Kernel, Simd};
+use super::super::simd::{Kernel, Lanes, MOST_LANES, Simd};
 use super::super::workspace::padded_row_bytes;
 use super::Part;
 use crate::sketch::{GROUP_PAGES, SketchFrame, THRESHOLD};
@@ -35,9 +35,6 @@ const NEGLIGIBLE: f32 = 17.328_68;
 /// Groups whose weights are made before their codes are added, so that the weights' chains of dependent operations
 /// overlap; frames are asked for one block ahead: they lie a row apart, where no hardware prefetcher looks.
 const BLOCK_GROUPS: usize = 8;
-
-/// Pairs of tokens in a group.
-const GROUP_PAIRS: usize = SKETCH_TOKENS / 2;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
@@ -64,10 +61,15 @@ struct Scratch {
 struct Totals {
     /// The split's largest logit; f32::MIN for none.
     largest: f32,
-    p: [f32; 8],
-    p_mean: [f32; 8],
+    p: [f32; MOST_LANES],
+    p_mean: [f32; MOST_LANES],
     /// Sum of `(A / 255) a8`.
-    weight: [f32; 8],
+    weight: [f32; MOST_LANES],
+}
+
+impl Totals {
+    const NONE: Totals =
+        Totals { largest: f32::MIN, p: [0.0; MOST_LANES], p_mean: [0.0; MOST_LANES], weight: [0.0; MOST_LANES] };
 }
 
 /// A group's weights a8 for one query head, and what one stands for (0 where all are zero).
@@ -93,15 +95,16 @@ impl Scratch {
     fn start(&mut self, part: &Part<'_>, first: usize, groups: usize, width: usize) {
         let heads = part.rows().len();
         self.included.clear();
-        self.included.resize(groups, 0);
-        for page in part.pages.clone().filter(|page| !part.is_selected(*page)) {
-            self.included[page / GROUP_PAGES - first] |= 1 << (page % GROUP_PAGES);
+        self.included.resize(groups, (1 << GROUP_PAGES) - 1);
+        let outside = [first * GROUP_PAGES..part.pages.start, part.pages.end..(first + groups) * GROUP_PAGES];
+        for page in outside.into_iter().flatten().chain(part.selected()) {
+            self.included[page / GROUP_PAGES - first] &= !(1 << (page % GROUP_PAGES));
         }
         self.most.clear();
         self.sums.clear();
         self.sums.resize(heads * 4 * width, 0.0);
         self.totals.clear();
-        self.totals.resize(heads, Totals { largest: f32::MIN, p: [0.0; 8], p_mean: [0.0; 8], weight: [0.0; 8] });
+        self.totals.resize(heads, Totals::NONE);
         self.weights.resize(heads * BLOCK_GROUPS, Weights { bytes: [0; 64], unit: 0.0 });
     }
 }
@@ -137,19 +140,26 @@ impl Kernel for Split<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self) {
+    fn run<S: Simd>(self) {
+        self.add_up::<S::Wide>();
+    }
+}
+
+impl Split<'_> {
+    #[inline(always)]
+    fn add_up<L: Lanes>(mut self) {
         for (h, row) in self.part.rows().enumerate() {
             let (logits, scratch) = (self.logits(row), &mut *self.scratch);
-            let largest = largest_logits::<S>(logits, &scratch.included, &mut scratch.most);
+            let largest = largest_logits::<L>(logits, &scratch.included, &mut scratch.most);
             scratch.totals[h].largest = largest;
         }
         for block in (0..self.groups).step_by(BLOCK_GROUPS) {
             let block = block..self.groups.min(block + BLOCK_GROUPS);
             for h in 0..self.part.rows().len() {
-                self.weigh_block::<S>(block.clone(), h);
+                self.weigh_block::<L>(block.clone(), h);
             }
             for g in block.clone() {
-                self.add_group::<S>(g, g - block.start);
+                self.add_group::<L>(g, g - block.start);
             }
         }
     }
@@ -171,42 +181,52 @@ impl<'a> Split<'a> {
     /// Makes the weights of a block's groups for one head, and adds the groups to the head's totals: step by step for
     /// all of them, so that chains of dependent operations overlap.
     #[inline(always)]
-    fn weigh_block<S: Simd>(&mut self, block: Range<usize>, h: usize) {
+    fn weigh_block<L: Lanes>(&mut self, block: Range<usize>, h: usize) {
         let logits = self.logits(self.part.rows().start + h);
-        let mut most = [S::splat(0.0); BLOCK_GROUPS];
-        let mut a = [[[0.0; PAGE_TOKENS]; GROUP_PAGES]; BLOCK_GROUPS];
+        let groups = self.groups;
+        // Of the block's groups, and of the one behind them.
+        let statistics: [&[u16]; BLOCK_GROUPS + 1] = std::array::from_fn(|n| {
+            &self.frame(block.start + n)[self.layout.value_statistics() / 2..][..2 * SKETCH_TOKENS]
+        });
+        let mut most = [L::splat(0.0); BLOCK_GROUPS];
+        let mut a = [[0.0; SKETCH_TOKENS]; BLOCK_GROUPS];
+        let Scratch { included, most: largest_of, totals, weights, .. } = &mut *self.scratch;
+        let Totals { largest, p, p_mean, weight } = &mut totals[h];
+        // SAFETY: totals of the widest vector.
+        let mut sums = unsafe { [L::load(p.as_ptr()), L::load(p_mean.as_ptr()), L::load(weight.as_ptr())] };
         for (n, g) in block.enumerate() {
-            let frame = self.frame(g);
-            let Scratch { included, most: largest_of, totals, .. } = &mut *self.scratch;
-            if included[g] != 0 && largest_of[h * self.groups + g] >= totals[h].largest - NEGLIGIBLE {
-                let statistics = &frame[self.layout.value_statistics() / 2..][..2 * SKETCH_TOKENS];
+            for line in statistics[n + 1].chunks(32) {
+                L::prefetch_near(line.as_ptr().cast());
+            }
+            if included[g] != 0 && largest_of[h * groups + g] >= *largest - NEGLIGIBLE {
                 let logits = &logits[g * SKETCH_TOKENS..(g + 1) * SKETCH_TOKENS];
-                most[n] = weigh::<S>(statistics, included[g], logits, &mut totals[h], &mut a[n]);
+                most[n] = weigh::<L>(statistics[n], included[g], logits, *largest, &mut sums, &mut a[n]);
             }
         }
-        let mut largest = [0.0; BLOCK_GROUPS];
-        // SAFETY: eight lanes.
-        unsafe { S::store(largest.as_mut_ptr(), S::maxes(most)) };
-        let weights = &mut self.scratch.weights[h * BLOCK_GROUPS..(h + 1) * BLOCK_GROUPS];
-        let mut inverse = [0.0; BLOCK_GROUPS];
+        let most = L::largests(most);
+        let weights = &mut weights[h * BLOCK_GROUPS..(h + 1) * BLOCK_GROUPS];
         for n in 0..BLOCK_GROUPS {
-            let some = largest[n] >= 1e-30;
-            inverse[n] = if some { 255.0 / largest[n] } else { 0.0 };
-            weights[n].unit = if some { largest[n] / 255.0 } else { 0.0 };
+            let some = most[n] >= 1e-30;
+            weights[n].unit = if some { most[n] / 255.0 } else { 0.0 };
+            let inverse = if some { 255.0 / most[n] } else { 0.0 };
+            let sum = round_weights::<L>(&a[n], inverse, &mut weights[n].bytes);
+            sums[2] = L::fma(sum, L::splat(weights[n].unit), sums[2]);
         }
-        let totals = &mut self.scratch.totals[h];
-        for n in 0..BLOCK_GROUPS {
-            round_weights::<S>(&a[n], inverse[n], &mut weights[n], &mut totals.weight);
+        // SAFETY: as above.
+        unsafe {
+            L::store(p.as_mut_ptr(), sums[0]);
+            L::store(p_mean.as_mut_ptr(), sums[1]);
+            L::store(weight.as_mut_ptr(), sums[2]);
         }
     }
 
     /// Adds a group, the `n`-th of its block, to all heads' sums.
     #[inline(always)]
-    fn add_group<S: Simd>(&mut self, g: usize, n: usize) {
+    fn add_group<L: Lanes>(&mut self, g: usize, n: usize) {
         let heads = self.part.rows().len();
         let (codes, end) = (self.layout.value_codes(), self.layout.value_statistics());
         for line in bytes(self.frame(g + BLOCK_GROUPS))[codes..end + 4 * SKETCH_TOKENS].chunks(64) {
-            S::prefetch(line.as_ptr());
+            L::prefetch(line.as_ptr());
         }
         let frame_rows = &bytes(self.frame(g))[codes..end];
         let Scratch { weights, sums, rows: padded, .. } = &mut *self.scratch;
@@ -221,178 +241,123 @@ impl<'a> Split<'a> {
             let a = of_head(2 * pair);
             if 2 * pair + 1 == heads {
                 if a.unit != 0.0 {
-                    add_codes::<S, 1>(rows, [a], sums);
+                    add_codes::<L, 1>(rows, [a], sums);
                 }
             } else if a.unit != 0.0 || of_head(2 * pair + 1).unit != 0.0 {
-                add_codes::<S, 2>(rows, [a, of_head(2 * pair + 1)], sums);
+                add_codes::<L, 2>(rows, [a, of_head(2 * pair + 1)], sums);
             }
         }
     }
 }
 
-/// Whether bit `page` is set.
-#[inline(always)]
-fn has(included: u8, page: usize) -> bool {
-    included >> page & 1 == 1
+/// Which of a vector's eights of tokens, from `token` of the group on, are of included pages.
+#[derive(Clone, Copy)]
+enum Eights {
+    None,
+    All,
+    /// Included ones 1, the others 0.
+    Some([f32; MOST_LANES / 8]),
+}
+
+impl Eights {
+    #[inline(always)]
+    fn of<L: Lanes>(included: u8, token: usize) -> Self {
+        let (bits, all) = (included >> (token / PAGE_TOKENS), (1 << L::EIGHTS) - 1);
+        match bits & all {
+            0 => Eights::None,
+            some if some == all => Eights::All,
+            some => Eights::Some(std::array::from_fn(|i| f32::from(some >> i & 1))),
+        }
+    }
 }
 
 /// Appends the largest included logit of every group (f32::MIN for none); returns the largest of all.
 #[inline(always)]
-fn largest_logits<S: Simd>(logits: &[f32], included: &[u8], most: &mut Vec<f32>) -> f32 {
-    let mut all = S::splat(f32::MIN);
-    for (logits, included) in logits.chunks_exact(SKETCH_TOKENS).zip(included) {
-        let mut group = S::splat(f32::MIN);
-        for page in 0..GROUP_PAGES {
-            if has(*included, page) {
-                // SAFETY: eight logits a page.
-                group = unsafe { S::max(S::load(logits.as_ptr().add(page * PAGE_TOKENS)), group) };
+fn largest_logits<L: Lanes>(logits: &[f32], included: &[u8], most: &mut Vec<f32>) -> f32 {
+    let none = L::splat(f32::MIN);
+    for (logits, included) in logits.chunks(8 * SKETCH_TOKENS).zip(included.chunks(8)) {
+        let mut groups = [none; 8];
+        for (n, included) in included.iter().enumerate() {
+            for token in (0..SKETCH_TOKENS).step_by(L::LANES) {
+                // SAFETY: 48 logits a group.
+                let x = unsafe { L::load(logits.as_ptr().add(n * SKETCH_TOKENS + token)) };
+                groups[n] = match Eights::of::<L>(*included, token) {
+                    Eights::None => groups[n],
+                    Eights::All => L::max(x, groups[n]),
+                    Eights::Some(which) => {
+                        let bounds = which.map(|one| if one == 1.0 { f32::MAX } else { f32::MIN });
+                        // SAFETY: as many elements as there are eights.
+                        L::max(L::min(x, unsafe { L::splat_eights(bounds.as_ptr()) }), groups[n])
+                    }
+                };
             }
         }
-        all = S::max(group, all);
-        most.push(S::largest(group));
+        most.extend_from_slice(&L::largests(groups)[..included.len()]);
     }
-    S::largest(all)
+    most.iter().copied().fold(f32::MIN, f32::max)
 }
 
-/// Adds a group to one head's totals; writes its weights a by page; returns the largest of each lane.
+/// Adds a group to one head's sums of p and of p mean; writes its weights a; returns the largest of each lane.
 #[inline(always)]
-fn weigh<S: Simd>(
+fn weigh<L: Lanes>(
     statistics: &[u16],
     included: u8,
     logits: &[f32],
-    totals: &mut Totals,
-    a: &mut [[f32; PAGE_TOKENS]; GROUP_PAGES],
-) -> S::F {
+    largest: f32,
+    sums: &mut [L::F; 3],
+    a: &mut [f32; SKETCH_TOKENS],
+) -> L::F {
     assert!(logits.len() == SKETCH_TOKENS && statistics.len() == 2 * SKETCH_TOKENS);
-    let (largest, threshold, mut most) = (S::splat(totals.largest), S::splat(THRESHOLD), S::splat(0.0));
-    // SAFETY: eight logits, pairs of statistics and weights a page, totals of eight.
-    unsafe {
-        let (mut p_sum, mut mean_sum) = (S::load(totals.p.as_ptr()), S::load(totals.p_mean.as_ptr()));
-        for page in 0..GROUP_PAGES {
-            if has(included, page) {
-                let at = page * PAGE_TOKENS;
-                let (mean, deviation) = S::load_bf16_even_odd(statistics.as_ptr().add(2 * at));
-                let p = S::weight(S::sub(S::load(logits.as_ptr().add(at)), largest));
-                p_sum = S::add(p_sum, p);
-                mean_sum = S::fma(p, mean, mean_sum);
-                let weight = S::mul(p, S::mul(deviation, threshold));
-                S::store(a[page].as_mut_ptr(), weight);
-                most = S::max(weight, most);
-            }
+    let (largest, threshold, zero) = (L::splat(largest), L::splat(THRESHOLD), L::splat(0.0));
+    let mut most = zero;
+    for token in (0..SKETCH_TOKENS).step_by(L::LANES) {
+        // SAFETY: 48 logits, pairs of statistics and weights.
+        unsafe {
+            let x = L::sub(L::load(logits.as_ptr().add(token)), largest);
+            let p = match Eights::of::<L>(included, token) {
+                Eights::None => continue,
+                Eights::All => L::weight(x),
+                // What is excluded may be larger than the largest.
+                Eights::Some(which) => L::mul(L::weight(L::min(x, zero)), L::splat_eights(which.as_ptr())),
+            };
+            let (mean, deviation) = L::load_bf16_even_odd(statistics.as_ptr().add(2 * token));
+            sums[0] = L::add(sums[0], p);
+            sums[1] = L::fma(p, mean, sums[1]);
+            let weight = L::mul(p, L::mul(deviation, threshold));
+            L::store(a.as_mut_ptr().add(token), weight);
+            most = L::max(weight, most);
         }
-        S::store(totals.p.as_mut_ptr(), p_sum);
-        S::store(totals.p_mean.as_mut_ptr(), mean_sum);
     }
     most
 }
 
-/// Rounds a group's weights to 8 bits, and adds them to `total`.
+/// Rounds a group's weights to 8 bits; returns their sums lane by lane.
 #[inline(always)]
-fn round_weights<S: Simd>(
-    a: &[[f32; PAGE_TOKENS]; GROUP_PAGES],
-    inverse: f32,
-    weights: &mut Weights,
-    total: &mut [f32; 8],
-) {
-    let (inverse, zero) = (S::splat(inverse), S::splat(0.0));
-    let (mut a8, mut sum) = ([zero; 8], zero);
-    // SAFETY: eight weights a page, a total of eight, 64 bytes of weights.
-    unsafe {
-        for page in 0..GROUP_PAGES {
-            a8[page] = S::round(S::mul(S::load(a[page].as_ptr()), inverse));
-            sum = S::add(sum, a8[page]);
+fn round_weights<L: Lanes>(a: &[f32; SKETCH_TOKENS], inverse: f32, bytes: &mut [u8; 64]) -> L::F {
+    let (inverse, zero) = (L::splat(inverse), L::splat(0.0));
+    let mut sum = zero;
+    for token in (0..SKETCH_TOKENS).step_by(4 * L::LANES) {
+        let mut a8 = [zero; 4];
+        // SAFETY: 48 weights, room for 64.
+        unsafe {
+            for i in 0..4.min((SKETCH_TOKENS - token) / L::LANES) {
+                a8[i] = L::mul(L::load(a.as_ptr().add(token + i * L::LANES)), inverse);
+            }
+            sum = L::add(sum, L::store_rounded_u8(bytes.as_mut_ptr().add(token), a8));
         }
-        let out = weights.bytes.as_mut_ptr();
-        S::store_u8(out, [a8[0], a8[1], a8[2], a8[3]]);
-        S::store_u8(out.add(32), [a8[4], a8[5], a8[6], a8[7]]);
-        S::store(total.as_mut_ptr(), S::fma(sum, S::splat(weights.unit), S::load(total.as_ptr())));
     }
+    sum
 }
 
 /// Adds one group of codes `[48][width]` to the sums `[H][4][width]` of `H` query heads.
 #[inline(always)]
-fn add_codes<S: Simd, const H: usize>(rows: &[u8], weights: [&Weights; H], sums: &mut [f32]) {
+fn add_codes<L: Lanes, const H: usize>(rows: &[u8], weights: [&Weights; H], sums: &mut [f32]) {
     let width = sums.len() / 4 / H;
-    assert!(rows.len() == SKETCH_TOKENS * width && sums.len() == 4 * H * width);
-    // Sums of 24 pairs are at most 24 * 2 * 255 * 3 = 36,720. Excluded pages have zero weights.
-    let zero = S::splat_byte(0);
-    if width == 16 {
-        let mut acc = [[zero; 4]; H];
-        for pair in 0..GROUP_PAIRS {
-            // SAFETY: rows are `[48][16]`, weights `[48]`.
-            unsafe {
-                let codes = S::interleave_halves(S::load_bytes(rows.as_ptr().add(2 * pair * 16)));
-                add_pair::<S, H>(codes, weights, pair, &mut acc);
-            }
-        }
-        // SAFETY: sums are `[H][4][16]`.
-        unsafe { store_sums::<S, H>(acc, weights, sums.as_mut_ptr(), width, [0, 8]) };
-        return;
-    }
-    for n in (0..width).step_by(32) {
-        for half in 0..2 {
-            let mut acc = [[zero; 4]; H];
-            for pair in 0..GROUP_PAIRS {
-                // SAFETY: rows are `[48][width]`, weights `[48]`.
-                unsafe {
-                    let (a, b) =
-                        (rows.as_ptr().add(2 * pair * width + n), rows.as_ptr().add((2 * pair + 1) * width + n));
-                    let codes = S::interleave(S::load_bytes(a), S::load_bytes(b))[half];
-                    add_pair::<S, H>(codes, weights, pair, &mut acc);
-                }
-            }
-            // SAFETY: sums are `[H][4][width]`; `interleave` gives the first or last eight bytes of each half.
-            unsafe { store_sums::<S, H>(acc, weights, sums.as_mut_ptr(), width, [n + 8 * half, n + 8 * half + 16]) };
-        }
-    }
-}
-
-/// Adds a pair of tokens' alternating codes.
-///
-/// # Safety
-/// `pair` is below 24.
-#[inline(always)]
-unsafe fn add_pair<S: Simd, const H: usize>(
-    codes: S::I,
-    weights: [&Weights; H],
-    pair: usize,
-    acc: &mut [[S::I; 4]; H],
-) {
-    let fields = S::fields(codes);
-    for h in 0..H {
-        // SAFETY: by the caller's promise.
-        let w = unsafe { S::load_two_bytes(weights[h].bytes.as_ptr().add(2 * pair)) };
-        for k in 0..4 {
-            acc[h][k] = S::add_i16(acc[h][k], S::dot_pairs(w, fields[k]));
-        }
-    }
-}
-
-/// Adds the two eights of each accumulator, which stand for the bytes from `at` on.
-///
-/// # Safety
-/// `sums` are `[H][4][width]`, and `at[i] + 8 <= width`.
-#[inline(always)]
-unsafe fn store_sums<S: Simd, const H: usize>(
-    acc: [[S::I; 4]; H],
-    weights: [&Weights; H],
-    sums: *mut f32,
-    width: usize,
-    at: [usize; 2],
-) {
-    for h in 0..H {
-        let unit = S::splat(weights[h].unit);
-        for k in 0..4 {
-            let eights = S::widen_u16(acc[h][k]);
-            for i in 0..2 {
-                // SAFETY: by the caller's promise.
-                unsafe {
-                    let sum = sums.add((4 * h + k) * width + at[i]);
-                    S::store(sum, S::fma(eights[i], unit, S::load(sum)));
-                }
-            }
-        }
-    }
+    assert!(rows.len() == SKETCH_TOKENS * width && sums.len() == 4 * H * width && width.is_multiple_of(16));
+    let (bytes, units) = (weights.map(|w| w.bytes.as_ptr()), weights.map(|w| w.unit));
+    // Excluded pages have zero weights.
+    // SAFETY: by the assertion; 64 bytes of weights.
+    unsafe { L::add_codes::<H>(rows.as_ptr(), width, bytes, units, sums.as_mut_ptr()) };
 }
 
 /// Writes a head's partial.
@@ -413,14 +378,7 @@ impl Kernel for Finish<'_> {
             self.partial[d] = f32::NEG_INFINITY;
             return;
         }
-        // SAFETY: eight lanes each.
-        let (p, mean, weight) = unsafe {
-            (
-                S::sum(S::load(totals.p.as_ptr())),
-                S::sum(S::load(totals.p_mean.as_ptr())),
-                S::sum(S::load(totals.weight.as_ptr())),
-            )
-        };
+        let [p, mean, weight] = [totals.p, totals.p_mean, totals.weight].map(|lanes| lanes_sum::<S::Wide>(&lanes));
         let quarters = self.partial[..d].chunks_exact_mut(d / 4).zip(self.sums.chunks_exact(self.sums.len() / 4));
         for (out, sums) in quarters {
             for (out, sum) in out.iter_mut().zip(sums) {
@@ -429,4 +387,10 @@ impl Kernel for Finish<'_> {
         }
         self.partial[d] = totals.largest + p.ln();
     }
+}
+
+#[inline(always)]
+fn lanes_sum<L: Lanes>(lanes: &[f32; MOST_LANES]) -> f32 {
+    // SAFETY: the widest vector.
+    L::sum(unsafe { L::load(lanes.as_ptr()) })
 }

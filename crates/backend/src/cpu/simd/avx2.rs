@@ -1,12 +1,25 @@
-//! AVX2 and FMA.
+//! AVX2 and FMA: eight lanes in 256-bit registers, for every instruction set that has them.
 
-use super::exp_constants::*;
-use super::ln_constants::*;
-use super::{Kernel, Simd};
+use super::{Kernel, Lanes, SQRT_HALF_BITS, Simd, codes};
 use std::arch::x86_64::*;
+
+/// An instruction set with AVX2 and FMA at least.
+pub trait Ymm: Copy {
+    /// The widest vectors that it has.
+    type Wide: Lanes;
+}
 
 #[derive(Clone, Copy)]
 pub(super) struct Avx2;
+
+impl Ymm for Avx2 {
+    type Wide = Self;
+}
+
+/// Whether this machine has it.
+pub(super) fn is_present() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+}
 
 /// # Safety
 /// AVX2 and FMA are present.
@@ -17,13 +30,22 @@ pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
 
 // SAFETY of every block below: the instruction set is present because kernels run inside `run` (the trait's contract),
 // and pointers are in bounds by the methods' contracts.
-impl Simd for Avx2 {
+impl<T: Ymm> Lanes for T {
+    const LANES: usize = 8;
+    const FUSES: bool = true;
+
     type F = __m256;
 
     #[inline(always)]
     fn splat(x: f32) -> __m256 {
         // SAFETY: see the impl.
         unsafe { _mm256_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_eights(p: *const f32) -> __m256 {
+        // SAFETY: see the impl.
+        unsafe { _mm256_broadcast_ss(&*p) }
     }
 
     #[inline(always)]
@@ -73,9 +95,9 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn div(a: __m256, b: __m256) -> __m256 {
+    fn min(a: __m256, b: __m256) -> __m256 {
         // SAFETY: see the impl.
-        unsafe { _mm256_div_ps(a, b) }
+        unsafe { _mm256_min_ps(a, b) }
     }
 
     #[inline(always)]
@@ -88,6 +110,12 @@ impl Simd for Avx2 {
     fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
         // SAFETY: see the impl.
         unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn abs(v: __m256) -> __m256 {
+        // SAFETY: see the impl.
+        unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), v) }
     }
 
     #[inline(always)]
@@ -108,6 +136,142 @@ impl Simd for Avx2 {
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
         }
+    }
+
+    #[inline(always)]
+    fn sums(v: [__m256; 8]) -> __m256 {
+        // SAFETY: see the impl.
+        unsafe {
+            let a = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+            let b = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
+            _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31))
+        }
+    }
+
+    #[inline(always)]
+    fn maxes(v: [__m256; 8]) -> __m256 {
+        // SAFETY: see the impl.
+        unsafe {
+            let a = max_pairs(max_pairs(v[0], v[1]), max_pairs(v[2], v[3]));
+            let b = max_pairs(max_pairs(v[4], v[5]), max_pairs(v[6], v[7]));
+            _mm256_max_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31))
+        }
+    }
+
+    #[inline(always)]
+    fn totals<const N: usize>(v: [__m256; N]) -> [f32; N] {
+        let mut out = [0.0; N];
+        let (eights, _) = v.as_chunks::<8>();
+        for (out, eight) in out.chunks_exact_mut(8).zip(eights) {
+            // SAFETY: eight elements.
+            unsafe { Self::store(out.as_mut_ptr(), Self::sums(*eight)) };
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn largests(v: [__m256; 8]) -> [f32; 8] {
+        let mut out = [0.0; 8];
+        // SAFETY: eight elements.
+        unsafe { Self::store(out.as_mut_ptr(), Self::maxes(v)) };
+        out
+    }
+
+    #[inline(always)]
+    fn where_at_least(x: __m256, least: f32, v: __m256) -> __m256 {
+        // SAFETY: see the impl.
+        unsafe { _mm256_and_ps(v, _mm256_cmp_ps(x, _mm256_set1_ps(least), _CMP_GE_OQ)) }
+    }
+
+    #[inline(always)]
+    fn times_power(v: __m256, bits: __m256) -> __m256 {
+        // SAFETY: see the impl.
+        unsafe {
+            let power = _mm256_slli_epi32(_mm256_castps_si256(bits), 23);
+            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), power))
+        }
+    }
+
+    #[inline(always)]
+    fn mantissa_exponent(x: __m256) -> (__m256, __m256) {
+        // SAFETY: see the impl.
+        unsafe {
+            let bits = _mm256_castps_si256(x);
+            let e = _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(SQRT_HALF_BITS)), 23);
+            let m = _mm256_sub_epi32(bits, _mm256_slli_epi32(e, 23));
+            (_mm256_castsi256_ps(m), _mm256_cvtepi32_ps(e))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_rounded_i8(p: *mut i8, v: [__m256; 4]) -> __m256 {
+        // SAFETY: see the impl.
+        unsafe {
+            let a = _mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));
+            let b = _mm256_packs_epi32(_mm256_cvtps_epi32(v[2]), _mm256_cvtps_epi32(v[3]));
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order);
+            _mm256_storeu_si256(p.cast(), bytes);
+            let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+            _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_rounded_u8(p: *mut u8, v: [__m256; 4]) -> __m256 {
+        // SAFETY: see the impl.
+        unsafe {
+            let a = _mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));
+            let b = _mm256_packs_epi32(_mm256_cvtps_epi32(v[2]), _mm256_cvtps_epi32(v[3]));
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order);
+            _mm256_storeu_si256(p.cast(), bytes);
+            let pairs = _mm256_maddubs_epi16(bytes, _mm256_set1_epi8(1));
+            _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn code_sums<const H: usize>(rows: *const u8, weights: *const u8, row_bytes: usize) -> [Self::F; H] {
+        // SAFETY: the same contract.
+        unsafe { codes::code_sums::<Self, H>(rows, weights, row_bytes) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_codes<const H: usize>(
+        rows: *const u8,
+        row_bytes: usize,
+        weights: [*const u8; H],
+        units: [f32; H],
+        sums: *mut f32,
+    ) {
+        // SAFETY: the same contract.
+        unsafe { codes::add_codes::<Self, H>(rows, row_bytes, weights, units, sums) }
+    }
+
+    #[inline(always)]
+    fn prefetch(p: *const u8) {
+        // Into L2: on Zen 4 that streams scattered pages at 20 GB/s a core, into L1 at 12, because fewer lines can be
+        // on their way there.
+        // SAFETY: see the impl; prefetching any address is harmless.
+        unsafe { _mm_prefetch(p.cast(), _MM_HINT_T1) }
+    }
+
+    #[inline(always)]
+    fn prefetch_near(p: *const u8) {
+        // SAFETY: see the impl; prefetching any address is harmless.
+        unsafe { _mm_prefetch(p.cast(), _MM_HINT_T0) }
+    }
+}
+
+// SAFETY of every block: as above.
+impl<T: Ymm> Simd for T {
+    type Wide = T::Wide;
+
+    #[inline(always)]
+    fn div(a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see the impl.
+        unsafe { _mm256_div_ps(a, b) }
     }
 
     #[inline(always)]
@@ -140,91 +304,7 @@ impl Simd for Avx2 {
         }
     }
 
-    #[inline(always)]
-    fn sums(v: [__m256; 8]) -> __m256 {
-        // SAFETY: see the impl.
-        unsafe {
-            let a = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
-            let b = _mm256_hadd_ps(_mm256_hadd_ps(v[4], v[5]), _mm256_hadd_ps(v[6], v[7]));
-            _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31))
-        }
-    }
-
-    #[inline(always)]
-    fn exp(x: __m256) -> __m256 {
-        // SAFETY: see the impl.
-        unsafe {
-            let alive = _mm256_cmp_ps(x, _mm256_set1_ps(EXP_LEAST), _CMP_GE_OQ);
-            let x = _mm256_min_ps(x, _mm256_set1_ps(EXP_MOST));
-            let rounded = _mm256_fmadd_ps(x, _mm256_set1_ps(LOG2_E), _mm256_set1_ps(ROUND));
-            let n = _mm256_sub_ps(rounded, _mm256_set1_ps(ROUND));
-            let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(LN2_HIGH), x);
-            let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(LN2_LOW), r);
-            let mut p = _mm256_set1_ps(EXP_C[0]);
-            for c in &EXP_C[1..] {
-                p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(*c));
-            }
-            let bias = _mm256_add_epi32(_mm256_castps_si256(rounded), _mm256_set1_epi32(127));
-            let scale = _mm256_castsi256_ps(_mm256_slli_epi32(bias, 23));
-            _mm256_and_ps(_mm256_mul_ps(p, scale), alive)
-        }
-    }
-
     type I = __m256i;
-
-    #[inline(always)]
-    fn weight(x: __m256) -> __m256 {
-        // SAFETY: see the impl.
-        unsafe {
-            let x = _mm256_max_ps(x, _mm256_set1_ps(WEIGHT_LEAST));
-            let rounded = _mm256_fmadd_ps(x, _mm256_set1_ps(LOG2_E), _mm256_set1_ps(ROUND));
-            let n = _mm256_sub_ps(rounded, _mm256_set1_ps(ROUND));
-            let r = _mm256_fnmadd_ps(n, _mm256_set1_ps(std::f32::consts::LN_2), x);
-            let mut p = _mm256_set1_ps(WEIGHT_C[0]);
-            for c in &WEIGHT_C[1..] {
-                p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(*c));
-            }
-            // n joins the exponent; what else `rounded` has lies above bit 8.
-            let n = _mm256_slli_epi32(_mm256_castps_si256(rounded), 23);
-            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), n))
-        }
-    }
-
-    #[inline(always)]
-    fn abs(v: __m256) -> __m256 {
-        // SAFETY: see the impl.
-        unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), v) }
-    }
-
-    #[inline(always)]
-    fn ln(x: __m256) -> __m256 {
-        // SAFETY: see the impl.
-        unsafe {
-            let bits = _mm256_castps_si256(x);
-            let e = _mm256_srai_epi32(_mm256_sub_epi32(bits, _mm256_set1_epi32(SQRT_HALF_BITS)), 23);
-            let m = _mm256_castsi256_ps(_mm256_sub_epi32(bits, _mm256_slli_epi32(e, 23)));
-            let (f, e) = (_mm256_sub_ps(m, _mm256_set1_ps(1.0)), _mm256_cvtepi32_ps(e));
-            let z = _mm256_mul_ps(f, f);
-            let mut p = _mm256_set1_ps(LN_C[0]);
-            for c in &LN_C[1..] {
-                p = _mm256_fmadd_ps(p, f, _mm256_set1_ps(*c));
-            }
-            let y = _mm256_mul_ps(_mm256_mul_ps(f, z), p);
-            let y = _mm256_fmadd_ps(e, _mm256_set1_ps(LN2_LOW), y);
-            let y = _mm256_fnmadd_ps(_mm256_set1_ps(0.5), z, y);
-            _mm256_fmadd_ps(e, _mm256_set1_ps(LN2_HIGH), _mm256_add_ps(f, y))
-        }
-    }
-
-    #[inline(always)]
-    fn maxes(v: [__m256; 8]) -> __m256 {
-        // SAFETY: see the impl.
-        unsafe {
-            let a = max_pairs(max_pairs(v[0], v[1]), max_pairs(v[2], v[3]));
-            let b = max_pairs(max_pairs(v[4], v[5]), max_pairs(v[6], v[7]));
-            _mm256_max_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31))
-        }
-    }
 
     #[inline(always)]
     unsafe fn load_bytes(p: *const u8) -> __m256i {
@@ -302,17 +382,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn store_rounded_i8(p: *mut i8, v: [__m256; 4]) {
-        // SAFETY: see the impl.
-        unsafe {
-            let a = _mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));
-            let b = _mm256_packs_epi32(_mm256_cvtps_epi32(v[2]), _mm256_cvtps_epi32(v[3]));
-            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-            _mm256_storeu_si256(p.cast(), _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b), order));
-        }
-    }
-
-    #[inline(always)]
     unsafe fn store_bytes(p: *mut u8, v: __m256i) {
         // SAFETY: see the impl.
         unsafe { _mm256_storeu_si256(p.cast(), v) }
@@ -344,23 +413,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn round(v: __m256) -> __m256 {
-        // SAFETY: see the impl.
-        unsafe { _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) }
-    }
-
-    #[inline(always)]
-    unsafe fn store_u8(p: *mut u8, v: [__m256; 4]) {
-        // SAFETY: see the impl.
-        unsafe {
-            let a = _mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));
-            let b = _mm256_packs_epi32(_mm256_cvtps_epi32(v[2]), _mm256_cvtps_epi32(v[3]));
-            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-            _mm256_storeu_si256(p.cast(), _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order));
-        }
-    }
-
-    #[inline(always)]
     fn widen_u16(v: __m256i) -> [__m256; 2] {
         // SAFETY: see the impl.
         unsafe {
@@ -368,14 +420,6 @@ impl Simd for Avx2 {
             let last = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(v, 1));
             [_mm256_cvtepi32_ps(first), _mm256_cvtepi32_ps(last)]
         }
-    }
-
-    #[inline(always)]
-    fn prefetch(p: *const u8) {
-        // Into L2: on Zen 4 that streams scattered pages at 20 GB/s a core, into L1 at 12, because fewer lines can be
-        // on their way there.
-        // SAFETY: see the impl; prefetching any address is harmless.
-        unsafe { _mm_prefetch(p.cast(), _MM_HINT_T1) }
     }
 }
 

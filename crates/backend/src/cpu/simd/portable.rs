@@ -1,6 +1,6 @@
 //! Plain arrays of eight; the compiler vectorises them.
 
-use super::Simd;
+use super::{Lanes, SQRT_HALF_BITS, Simd, codes};
 
 #[derive(Clone, Copy)]
 pub(super) struct Portable;
@@ -10,12 +10,21 @@ fn zip(a: [f32; 8], b: [f32; 8], f: impl Fn(f32, f32) -> f32) -> [f32; 8] {
     std::array::from_fn(|i| f(a[i], b[i]))
 }
 
-impl Simd for Portable {
+impl Lanes for Portable {
+    const LANES: usize = 8;
+    const FUSES: bool = false;
+
     type F = [f32; 8];
 
     #[inline(always)]
     fn splat(x: f32) -> [f32; 8] {
         [x; 8]
+    }
+
+    #[inline(always)]
+    unsafe fn splat_eights(p: *const f32) -> [f32; 8] {
+        // SAFETY: one element is in bounds, by the trait's contract.
+        [unsafe { p.read() }; 8]
     }
 
     #[inline(always)]
@@ -61,8 +70,8 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn div(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
-        zip(a, b, |x, y| x / y)
+    fn min(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        zip(a, b, |x, y| if x < y { x } else { y })
     }
 
     #[inline(always)]
@@ -76,6 +85,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn abs(v: [f32; 8]) -> [f32; 8] {
+        v.map(f32::abs)
+    }
+
+    #[inline(always)]
     fn sum(v: [f32; 8]) -> f32 {
         ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
     }
@@ -86,41 +100,96 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn transpose(v: [[f32; 8]; 8]) -> [[f32; 8]; 8] {
-        std::array::from_fn(|i| std::array::from_fn(|j| v[j][i]))
-    }
-
-    #[inline(always)]
     fn sums(v: [[f32; 8]; 8]) -> [f32; 8] {
         v.map(Self::sum)
-    }
-
-    #[inline(always)]
-    fn exp(x: [f32; 8]) -> [f32; 8] {
-        x.map(exp)
-    }
-
-    type I = [u8; 32];
-
-    #[inline(always)]
-    fn weight(x: [f32; 8]) -> [f32; 8] {
-        x.map(weight)
-    }
-
-    #[inline(always)]
-    fn abs(v: [f32; 8]) -> [f32; 8] {
-        v.map(f32::abs)
-    }
-
-    #[inline(always)]
-    fn ln(x: [f32; 8]) -> [f32; 8] {
-        x.map(ln)
     }
 
     #[inline(always)]
     fn maxes(v: [[f32; 8]; 8]) -> [f32; 8] {
         v.map(Self::largest)
     }
+
+    #[inline(always)]
+    fn totals<const N: usize>(v: [[f32; 8]; N]) -> [f32; N] {
+        v.map(Self::sum)
+    }
+
+    #[inline(always)]
+    fn largests(v: [[f32; 8]; 8]) -> [f32; 8] {
+        v.map(Self::largest)
+    }
+
+    #[inline(always)]
+    fn where_at_least(x: [f32; 8], least: f32, v: [f32; 8]) -> [f32; 8] {
+        zip(x, v, |x, v| if x >= least { v } else { 0.0 })
+    }
+
+    #[inline(always)]
+    fn times_power(v: [f32; 8], bits: [f32; 8]) -> [f32; 8] {
+        zip(v, bits, |v, bits| f32::from_bits(v.to_bits().wrapping_add(bits.to_bits() << 23)))
+    }
+
+    #[inline(always)]
+    fn mantissa_exponent(x: [f32; 8]) -> ([f32; 8], [f32; 8]) {
+        let exponent = |x: f32| (x.to_bits() as i32 - SQRT_HALF_BITS) >> 23;
+        (x.map(|x| f32::from_bits((x.to_bits() as i32 - (exponent(x) << 23)) as u32)), x.map(|x| exponent(x) as f32))
+    }
+
+    #[inline(always)]
+    unsafe fn store_rounded_i8(p: *mut i8, v: [[f32; 8]; 4]) -> [f32; 8] {
+        let bytes: [i8; 32] = std::array::from_fn(|i| v[i / 8][i % 8].round_ties_even() as i8);
+        // SAFETY: 32 bytes are in bounds, by the trait's contract.
+        unsafe { p.cast::<[i8; 32]>().write_unaligned(bytes) }
+        std::array::from_fn(|i| bytes[4 * i..4 * i + 4].iter().map(|byte| f32::from(*byte)).sum())
+    }
+
+    #[inline(always)]
+    unsafe fn store_rounded_u8(p: *mut u8, v: [[f32; 8]; 4]) -> [f32; 8] {
+        let bytes: [u8; 32] = std::array::from_fn(|i| v[i / 8][i % 8].round_ties_even() as u8);
+        // SAFETY: 32 bytes are in bounds, by the trait's contract.
+        unsafe { p.cast::<[u8; 32]>().write_unaligned(bytes) }
+        std::array::from_fn(|i| bytes[4 * i..4 * i + 4].iter().map(|byte| f32::from(*byte)).sum())
+    }
+
+    #[inline(always)]
+    unsafe fn code_sums<const H: usize>(rows: *const u8, weights: *const u8, row_bytes: usize) -> [Self::F; H] {
+        // SAFETY: the same contract.
+        unsafe { codes::code_sums::<Self, H>(rows, weights, row_bytes) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_codes<const H: usize>(
+        rows: *const u8,
+        row_bytes: usize,
+        weights: [*const u8; H],
+        units: [f32; H],
+        sums: *mut f32,
+    ) {
+        // SAFETY: the same contract.
+        unsafe { codes::add_codes::<Self, H>(rows, row_bytes, weights, units, sums) }
+    }
+
+    #[inline(always)]
+    fn prefetch(_p: *const u8) {}
+
+    #[inline(always)]
+    fn prefetch_near(_p: *const u8) {}
+}
+
+impl Simd for Portable {
+    type Wide = Self;
+
+    #[inline(always)]
+    fn div(a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        zip(a, b, |x, y| x / y)
+    }
+
+    #[inline(always)]
+    fn transpose(v: [[f32; 8]; 8]) -> [[f32; 8]; 8] {
+        std::array::from_fn(|i| std::array::from_fn(|j| v[j][i]))
+    }
+
+    type I = [u8; 32];
 
     #[inline(always)]
     unsafe fn load_bytes(p: *const u8) -> [u8; 32] {
@@ -175,13 +244,6 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn store_rounded_i8(p: *mut i8, v: [[f32; 8]; 4]) {
-        let bytes: [i8; 32] = std::array::from_fn(|i| v[i / 8][i % 8].round_ties_even() as i8);
-        // SAFETY: 32 bytes are in bounds, by the trait's contract.
-        unsafe { p.cast::<[i8; 32]>().write_unaligned(bytes) }
-    }
-
-    #[inline(always)]
     unsafe fn store_bytes(p: *mut u8, v: [u8; 32]) {
         // SAFETY: 32 bytes are in bounds, by the trait's contract.
         unsafe { p.cast::<[u8; 32]>().write_unaligned(v) }
@@ -206,26 +268,10 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn round(v: [f32; 8]) -> [f32; 8] {
-        // Adding and taking away 1.5 * 2^23 rounds to the nearest integer.
-        v.map(|x| x + 12_582_912.0 - 12_582_912.0)
-    }
-
-    #[inline(always)]
-    unsafe fn store_u8(p: *mut u8, v: [[f32; 8]; 4]) {
-        let bytes: [u8; 32] = std::array::from_fn(|i| v[i / 8][i % 8] as u8);
-        // SAFETY: 32 bytes are in bounds, by the trait's contract.
-        unsafe { p.cast::<[u8; 32]>().write_unaligned(bytes) }
-    }
-
-    #[inline(always)]
     fn widen_u16(v: [u8; 32]) -> [[f32; 8]; 2] {
         let at = |i: usize| f32::from(u16::from_le_bytes([v[2 * i], v[2 * i + 1]]));
         [std::array::from_fn(at), std::array::from_fn(|i| at(i + 8))]
     }
-
-    #[inline(always)]
-    fn prefetch(_p: *const u8) {}
 }
 
 #[inline(always)]
@@ -246,57 +292,4 @@ fn to_i32(x: [u8; 32]) -> [i32; 8] {
 #[inline(always)]
 fn of_i32(x: [i32; 8]) -> [u8; 32] {
     std::array::from_fn(|i| x[i / 4].to_le_bytes()[i % 4])
-}
-
-/// The same polynomial and reduction as the AVX2 form.
-#[inline(always)]
-fn ln(x: f32) -> f32 {
-    use super::exp_constants::{LN2_HIGH, LN2_LOW};
-    use super::ln_constants::*;
-    let bits = x.to_bits() as i32;
-    let e = (bits - SQRT_HALF_BITS) >> 23;
-    let f = f32::from_bits((bits - (e << 23)) as u32) - 1.0;
-    let (z, e) = (f * f, e as f32);
-    let mut p = LN_C[0];
-    for c in &LN_C[1..] {
-        p = p * f + c;
-    }
-    let y = f * z * p + e * LN2_LOW - 0.5 * z;
-    e * LN2_HIGH + (f + y)
-}
-
-/// The same polynomial as the AVX2 form; the reduction in two steps, because nothing is fused.
-#[inline(always)]
-fn weight(x: f32) -> f32 {
-    use super::exp_constants::*;
-    let x = if x > WEIGHT_LEAST { x } else { WEIGHT_LEAST };
-    let rounded = x * LOG2_E + ROUND;
-    let n = rounded - ROUND;
-    let r = x - n * LN2_HIGH - n * LN2_LOW;
-    let mut p = WEIGHT_C[0];
-    for c in &WEIGHT_C[1..] {
-        p = p * r + c;
-    }
-    // n joins the exponent; what else `rounded` has lies above bit 8.
-    f32::from_bits(p.to_bits().wrapping_add(rounded.to_bits() << 23))
-}
-
-/// The same polynomial and reduction as the AVX2 form.
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    use super::exp_constants::*;
-    if x < EXP_LEAST {
-        return 0.0;
-    }
-    let x = if x > EXP_MOST { EXP_MOST } else { x };
-    // Adding 1.5 * 2^23 rounds to the nearest integer in the low bits.
-    let rounded = x * LOG2_E + ROUND;
-    let n = rounded - ROUND;
-    let r = x - n * LN2_HIGH - n * LN2_LOW;
-    let mut p = EXP_C[0];
-    for c in &EXP_C[1..] {
-        p = p * r + c;
-    }
-    let scale = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
-    p * scale
 }
