@@ -2,8 +2,9 @@
 
 use backend::cpu::Isa;
 use backend::cpu::array::Array;
-use backend::cpu::simd::{Kernel, Simd};
+use backend::cpu::simd::{Kernel, Lanes, Simd};
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 /// The processor's name.
@@ -58,18 +59,29 @@ const TURNS: usize = 1 << 21;
 struct Fma(f32);
 
 impl Kernel for Fma {
-    type Output = f32;
+    /// Operations.
+    type Output = usize;
 
     #[inline(always)]
-    fn run<S: Simd>(self) -> f32 {
-        let (x, y) = (S::splat(self.0), S::splat(1.0 - self.0));
-        let mut sums = [S::splat(self.0); CHAINS];
+    fn run<S: Simd>(self) -> usize {
+        self.chains::<S::Wide>()
+    }
+}
+
+impl Fma {
+    #[inline(always)]
+    fn chains<L: Lanes>(self) -> usize {
+        let (x, y) = (L::splat(self.0), L::splat(1.0 - self.0));
+        let mut sums = [L::splat(self.0); CHAINS];
         for _ in 0..TURNS {
             for sum in &mut sums {
-                *sum = S::fma(*sum, x, y);
+                *sum = L::fma(*sum, x, y);
             }
         }
-        sums.into_iter().map(|sum| S::sum(sum)).sum()
+        for sum in sums {
+            std::hint::black_box(L::sum(sum));
+        }
+        TURNS * CHAINS * L::LANES * 2
     }
 }
 
@@ -90,8 +102,11 @@ fn together(clock: Clock, threads: usize, work: impl Fn(usize) + Sync) -> f64 {
 
 /// Floating-point operations a second of all threads in a loop without loads.
 pub(crate) fn fma_peak(clock: Clock, isa: Isa, threads: usize) -> f64 {
-    let seconds = together(clock, threads, |_| _ = std::hint::black_box(isa.run(Fma(std::hint::black_box(0.5)))));
-    (threads * TURNS * CHAINS * 8 * 2) as f64 / seconds
+    let operations = AtomicUsize::new(0);
+    let seconds = together(clock, threads, |_| {
+        operations.fetch_add(isa.run(Fma(std::hint::black_box(0.5))), Relaxed);
+    });
+    operations.into_inner() as f64 / seconds
 }
 
 /// Larger than any cache by far.

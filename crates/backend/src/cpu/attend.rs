@@ -11,7 +11,7 @@
 use super::merge::join;
 use super::runtime::{CpuRuntime, activations, rows};
 use super::scratch::{self, cut};
-use super::simd::{Kernel, Simd};
+use super::simd::{Kernel, Lanes, MOST_LANES, Simd};
 use super::workspace::SPLIT_PAGES;
 use crate::{AlgorithmId, PageSource, Partial, View};
 use kv::{PAGE_TOKENS, PageEntry, RowId, geometry};
@@ -206,10 +206,10 @@ struct Split<'s, P> {
 
 /// What a split's blocks hand to each other, and their scratch.
 struct State<'s> {
-    /// Scaled queries; those of heads that pass a block together as `[d / 16][heads together][16]`, each sixteen as the
-    /// even ones, then the odd ones: what a K row's loads give, in the order of reading.
+    /// Scaled queries; those of heads that pass a block together as `[d / piece][heads together][piece]`, a piece being
+    /// two vectors, each as the even ones, then the odd ones: what a K row's loads give, in the order of reading.
     q: &'s mut [f32],
-    /// `[heads * group][8]`: sums of exponentials so far.
+    /// `[heads * group][lanes]`: sums of exponentials so far.
     sums: &'s mut [f32],
     /// `[heads * group]`: largest logits so far.
     largest: &'s mut [f32],
@@ -221,16 +221,27 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Kernel for Split<'_, P> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self) {
+    fn run<S: Simd>(self) {
+        match self.d.is_multiple_of(2 * S::Wide::LANES) {
+            true => self.attend::<S::Wide>(),
+            false => self.attend::<S>(),
+        }
+    }
+}
+
+impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'_, P> {
+    /// Attends in vectors two of which divide a head.
+    #[inline(always)]
+    fn attend<L: Lanes>(mut self) {
         let (d, q_heads) = (self.d, self.heads * self.group);
         let mut rest = std::mem::take(&mut self.scratch);
         let mut state = State {
             q: cut(&mut rest, q_heads * d),
-            sums: cut(&mut rest, q_heads * 8),
+            sums: cut(&mut rest, q_heads * L::LANES),
             largest: cut(&mut rest, q_heads),
             weights: cut(&mut rest, 4 * BLOCK_LOGITS),
         };
-        self.arrange_queries(state.q);
+        self.arrange_queries(state.q, 2 * L::LANES);
         state.sums.fill(0.0);
         state.largest.fill(f32::NEG_INFINITY);
         for i in 0..q_heads {
@@ -245,10 +256,13 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Kernel for Split<'_, P> {
                     let i = head * self.group + g;
                     // SAFETY: the block is inside the split, and so are this many heads from `i` on.
                     g += unsafe {
-                        match heads_together(self.group - g) {
-                            4 => self.block::<S, 4, 2, 1>(block.clone(), head, i, &mut state),
-                            2 => self.block::<S, 2, 4, 2>(block.clone(), head, i, &mut state),
-                            _ => self.block::<S, 1, 8, 4>(block.clone(), head, i, &mut state),
+                        match (heads_together(self.group - g), L::LANES) {
+                            (4, 8) => self.block::<L, 4, 2, 8, 1>(block.clone(), head, i, &mut state),
+                            (2, 8) => self.block::<L, 2, 4, 8, 2>(block.clone(), head, i, &mut state),
+                            (_, 8) => self.block::<L, 1, 8, 8, 4>(block.clone(), head, i, &mut state),
+                            (4, _) => self.block::<L, 4, 4, 16, 2>(block.clone(), head, i, &mut state),
+                            (2, _) => self.block::<L, 2, 8, 16, 2>(block.clone(), head, i, &mut state),
+                            (_, _) => self.block::<L, 1, 8, 8, 2>(block.clone(), head, i, &mut state),
                         }
                     };
                 }
@@ -256,14 +270,15 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Kernel for Split<'_, P> {
             first = block.end;
         }
         for i in 0..q_heads {
-            finish((self.place)(i), d, state.largest[i], state.sums[i * 8..(i + 1) * 8].iter().sum());
+            let sums = &state.sums[i * L::LANES..(i + 1) * L::LANES];
+            finish((self.place)(i), d, 2 * L::LANES, state.largest[i], sums.iter().sum());
         }
     }
 }
 
 /// Elements of a split's scratch, rounded up to cache lines.
 fn split_scratch(q_heads: usize, d: usize) -> usize {
-    q_heads * (d + 8) + q_heads + 4 * BLOCK_LOGITS + 4 * 16
+    q_heads * (d + MOST_LANES) + q_heads + 4 * BLOCK_LOGITS + 4 * 16
 }
 
 /// How many of the query heads left in a group pass a block together.
@@ -278,33 +293,33 @@ fn heads_together(left: usize) -> usize {
 
 /// Divides an output by its sum of weights, puts its elements back in order, and notes the log-sum-exp.
 #[inline(always)]
-fn finish(place: &mut [f32], d: usize, largest: f32, sum: f32) {
+fn finish(place: &mut [f32], d: usize, piece: usize, largest: f32, sum: f32) {
     place[d] = largest + sum.ln();
     let scale = 1.0 / sum;
-    for sixteen in place[..d].chunks_exact_mut(16) {
-        let mut ordered = [0.0; 16];
-        for i in 0..8 {
-            (ordered[2 * i], ordered[2 * i + 1]) = (sixteen[i] * scale, sixteen[i + 8] * scale);
+    for elements in place[..d].chunks_exact_mut(piece) {
+        let mut ordered = [0.0; 2 * MOST_LANES];
+        for i in 0..piece / 2 {
+            (ordered[2 * i], ordered[2 * i + 1]) = (elements[i] * scale, elements[i + piece / 2] * scale);
         }
-        sixteen.copy_from_slice(&ordered);
+        elements.copy_from_slice(&ordered[..piece]);
     }
 }
 
 impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'_, P> {
     /// See `State::q`.
     #[inline(always)]
-    fn arrange_queries(&self, out: &mut [f32]) {
+    fn arrange_queries(&self, out: &mut [f32], piece: usize) {
         let (d, scale) = (self.d, 1.0 / (self.d as f32).sqrt());
         let mut i = 0;
         while i < self.heads * self.group {
             let together = heads_together(self.group - i % self.group);
             let (source, out) = (&self.q[i * d..(i + together) * d], &mut out[i * d..(i + together) * d]);
             for h in 0..together {
-                for c in 0..d / 16 {
-                    let source = &source[h * d + c * 16..][..16];
-                    let out = &mut out[(c * together + h) * 16..][..16];
-                    for j in 0..8 {
-                        (out[j], out[j + 8]) = (source[2 * j] * scale, source[2 * j + 1] * scale);
+                for c in 0..d / piece {
+                    let source = &source[h * d + c * piece..][..piece];
+                    let out = &mut out[(c * together + h) * piece..][..piece];
+                    for j in 0..piece / 2 {
+                        (out[j], out[j + piece / 2]) = (source[2 * j] * scale, source[2 * j + 1] * scale);
                     }
                 }
             }
@@ -312,19 +327,19 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'_, P> {
         }
     }
 
-    /// What is asked for while page `i` is read: the page `AHEAD` of it, of this split or the next one.
+    /// What is asked for while page `i` is read: the page `by` ahead of it, of this split or the next one.
     #[inline(always)]
-    fn ahead(&self, i: usize) -> Page {
-        self.pages.pages[(i + AHEAD).min(self.pages.all - 1)]
+    fn ahead(&self, i: usize, by: usize) -> Page {
+        self.pages.pages[(i + by).min(self.pages.all - 1)]
     }
 
-    /// A block of one KV head for its `H` query heads from `i` on: `H * T` = 8 accumulators of `T` tokens at a time for
-    /// logits, `C` sixteens of the output at a time for values. Returns `H`.
+    /// A block of one KV head for its `H` query heads from `i` on: `N = H * T` accumulators of `T` tokens at a time for
+    /// logits, `C` pieces of the output at a time for values. Returns `H`.
     ///
     /// # Safety
     /// The pages and heads are inside the split.
     #[inline(always)]
-    unsafe fn block<S: Simd, const H: usize, const T: usize, const C: usize>(
+    unsafe fn block<L: Lanes, const H: usize, const T: usize, const N: usize, const C: usize>(
         &self,
         pages: Range<usize>,
         head: usize,
@@ -333,28 +348,33 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'_, P> {
     ) -> usize {
         let d = self.d;
         // SAFETY: by the caller's promise.
-        let tokens = unsafe { self.logits::<S, H, T>(pages.clone(), head, &state.q[i * d..], state.weights) };
+        let tokens = unsafe { self.logits::<L, H, T, N>(pages.clone(), head, &state.q[i * d..], state.weights) };
+        let padded = tokens.next_multiple_of(L::LANES);
+        let mut before = [0.0; H];
+        // All heads' maxima before all heads' exponentials, so that their latencies overlap.
         for h in 0..H {
-            let weights = &mut state.weights[h * BLOCK_LOGITS..][..tokens.next_multiple_of(8)];
+            let weights = &mut state.weights[h * BLOCK_LOGITS..][..padded];
             weights[tokens..].fill(f32::NEG_INFINITY);
-            let sums = &mut state.sums[(i + h) * 8..][..8];
-            let before = state.largest[i + h];
-            let largest = largest_of::<S>(weights, before);
+            before[h] = state.largest[i + h];
+            state.largest[i + h] = largest_of::<L>(weights, before[h]);
+        }
+        for h in 0..H {
+            let (before, largest) = (before[h], state.largest[i + h]);
+            let sums = &mut state.sums[(i + h) * L::LANES..][..L::LANES];
             if before < largest && before > f32::NEG_INFINITY {
-                let factor = S::exp(S::splat(before - largest));
-                scale::<S>(sums, factor);
-                scale::<S>(&mut (self.place)(i + h)[..d], factor);
+                let factor = L::exp(L::splat(before - largest));
+                scale::<L>(sums, factor);
+                scale::<L>(&mut (self.place)(i + h)[..d], factor);
             }
-            state.largest[i + h] = largest;
-            exponentials::<S>(weights, largest, sums);
+            exponentials::<L>(&mut state.weights[h * BLOCK_LOGITS..][..padded], largest, sums);
         }
         let mut column = 0;
         while column < d {
             // SAFETY: columns are inside the head; `weights` has the block's tokens.
             column += unsafe {
-                match d - column >= 16 * C {
-                    true => self.values::<S, H, C>(pages.clone(), head, i, column, state.weights),
-                    false => self.values::<S, H, 1>(pages.clone(), head, i, column, state.weights),
+                match d - column >= 2 * L::LANES * C {
+                    true => self.values::<L, H, C>(pages.clone(), head, i, column, state.weights),
+                    false => self.values::<L, H, 1>(pages.clone(), head, i, column, state.weights),
                 }
             };
         }
@@ -366,63 +386,62 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'_, P> {
     /// # Safety
     /// See `block`; `q` has `H` heads.
     #[inline(always)]
-    unsafe fn logits<S: Simd, const H: usize, const T: usize>(
+    unsafe fn logits<L: Lanes, const H: usize, const T: usize, const N: usize>(
         &self,
         pages: Range<usize>,
         head: usize,
         q: &[f32],
         weights: &mut [f32],
     ) -> usize {
-        let (d, zero) = (self.d, S::splat(0.0));
+        let (d, piece, zero) = (self.d, 2 * L::LANES, L::splat(0.0));
         let mut token = 0;
         for i in pages {
             let Page { keys, count, .. } = self.pages.pages[i];
-            let (keys, ahead) = (keys.wrapping_add(head * self.head_stride), self.ahead(i).keys);
-            let ahead = ahead.wrapping_add(head * self.head_stride);
+            let offset = head * self.head_stride;
+            let keys = keys.wrapping_add(offset);
+            let ahead = self.ahead(i, AHEAD).keys.wrapping_add(offset);
             let mut t = 0;
             while t < count {
                 // Behind the last token, the last token again: what it gives is not kept.
                 let k: [*const u16; T] = std::array::from_fn(|j| keys.wrapping_add((t + j).min(count - 1) * d));
-                let mut sums = [zero; 8];
-                for at in (0..d).step_by(16) {
-                    for line in 0..T / 2 {
-                        S::prefetch(ahead.wrapping_add(t * d + at * T + line * 32).cast());
+                let mut sums = [zero; N];
+                for at in (0..d).step_by(piece) {
+                    for line in 0..T * piece / 32 {
+                        L::prefetch(ahead.wrapping_add(t * d + at * T + line * 32).cast());
                     }
-                    // SAFETY: sixteen elements of each token and head.
+                    // SAFETY: a piece of each token and head.
                     unsafe {
                         // What is fewer stays in registers: the tokens' halves, or the heads' queries.
                         if T <= H {
                             let mut halves = [(zero, zero); T];
                             for j in 0..T {
-                                halves[j] = S::load_bf16_even_odd(k[j].add(at));
+                                halves[j] = L::load_bf16_even_odd(k[j].add(at));
                             }
                             for h in 0..H {
-                                let q = q.as_ptr().add(at * H + h * 16);
-                                let (even, odd) = (S::load(q), S::load(q.add(8)));
+                                let q = q.as_ptr().add(at * H + h * piece);
+                                let (even, odd) = (L::load(q), L::load(q.add(L::LANES)));
                                 for j in 0..T {
-                                    let sum = S::fma(halves[j].0, even, sums[h * T + j]);
-                                    sums[h * T + j] = S::fma(halves[j].1, odd, sum);
+                                    let sum = L::fma(halves[j].0, even, sums[h * T + j]);
+                                    sums[h * T + j] = L::fma(halves[j].1, odd, sum);
                                 }
                             }
                         } else {
                             let mut queries = [(zero, zero); H];
                             for h in 0..H {
-                                let q = q.as_ptr().add(at * H + h * 16);
-                                queries[h] = (S::load(q), S::load(q.add(8)));
+                                let q = q.as_ptr().add(at * H + h * piece);
+                                queries[h] = (L::load(q), L::load(q.add(L::LANES)));
                             }
                             for j in 0..T {
-                                let (even, odd) = S::load_bf16_even_odd(k[j].add(at));
+                                let (even, odd) = L::load_bf16_even_odd(k[j].add(at));
                                 for h in 0..H {
-                                    let sum = S::fma(even, queries[h].0, sums[h * T + j]);
-                                    sums[h * T + j] = S::fma(odd, queries[h].1, sum);
+                                    let sum = L::fma(even, queries[h].0, sums[h * T + j]);
+                                    sums[h * T + j] = L::fma(odd, queries[h].1, sum);
                                 }
                             }
                         }
                     }
                 }
-                let mut logits = [0.0; 8];
-                // SAFETY: eight elements.
-                unsafe { S::store(logits.as_mut_ptr(), S::sums(sums)) };
+                let logits = L::totals(sums);
                 for h in 0..H {
                     // Places behind the page's last token are written by the next page, or by the caller.
                     weights[h * BLOCK_LOGITS + token + t..][..T].copy_from_slice(&logits[h * T..(h + 1) * T]);
@@ -434,12 +453,12 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'_, P> {
         token
     }
 
-    /// Adds the block's weighted values to columns `column..column + 16 C` of the outputs; returns `16 C`.
+    /// Adds the block's weighted values to `C` pieces of the outputs from `column` on; returns their columns.
     ///
     /// # Safety
     /// See `block`; the columns are inside the head; `weights` has the block's tokens.
     #[inline(always)]
-    unsafe fn values<S: Simd, const H: usize, const C: usize>(
+    unsafe fn values<L: Lanes, const H: usize, const C: usize>(
         &self,
         pages: Range<usize>,
         head: usize,
@@ -447,35 +466,35 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'_, P> {
         column: usize,
         weights: &[f32],
     ) -> usize {
-        let (d, zero) = (self.d, S::splat(0.0));
+        let (d, lanes, piece, zero) = (self.d, L::LANES, 2 * L::LANES, L::splat(0.0));
         let mut sums = [[[zero; 2]; C]; H];
         let places: [*mut f32; H] = std::array::from_fn(|h| (self.place)(i + h)[column..].as_mut_ptr());
-        // SAFETY: the columns are inside the head's output, and so are sixteens of each token's values.
+        // SAFETY: the columns are inside the head's output, and so are pieces of each token's values.
         unsafe {
             for h in 0..H {
                 for c in 0..C {
-                    sums[h][c] = [S::load(places[h].add(16 * c)), S::load(places[h].add(16 * c + 8))];
+                    sums[h][c] = [L::load(places[h].add(piece * c)), L::load(places[h].add(piece * c + lanes))];
                 }
             }
             let mut token = 0;
             for i in pages {
                 let Page { values, count, .. } = self.pages.pages[i];
                 let values = values.add(head * self.head_stride + column);
-                let ahead = self.ahead(i).values.wrapping_add(head * self.head_stride);
+                let ahead = self.ahead(i, AHEAD).values.wrapping_add(head * self.head_stride);
                 for t in 0..count {
-                    let asked = PAGE_TOKENS * column + t * 16 * C;
-                    for line in 0..C.div_ceil(2) {
-                        S::prefetch(ahead.wrapping_add(asked + line * 32).cast());
+                    let asked = PAGE_TOKENS * column + t * piece * C;
+                    for line in 0..(piece * C).div_ceil(32) {
+                        L::prefetch(ahead.wrapping_add(asked + line * 32).cast());
                     }
                     let mut w = [zero; H];
                     for h in 0..H {
-                        w[h] = S::splat(*weights.as_ptr().add(h * BLOCK_LOGITS + token + t));
+                        w[h] = L::splat(*weights.as_ptr().add(h * BLOCK_LOGITS + token + t));
                     }
                     for c in 0..C {
-                        let (even, odd) = S::load_bf16_even_odd(values.add(t * d + 16 * c));
+                        let (even, odd) = L::load_bf16_even_odd(values.add(t * d + piece * c));
                         for h in 0..H {
-                            sums[h][c][0] = S::fma(w[h], even, sums[h][c][0]);
-                            sums[h][c][1] = S::fma(w[h], odd, sums[h][c][1]);
+                            sums[h][c][0] = L::fma(w[h], even, sums[h][c][0]);
+                            sums[h][c][1] = L::fma(w[h], odd, sums[h][c][1]);
                         }
                     }
                 }
@@ -483,47 +502,47 @@ impl<'a, P: Fn(usize) -> &'a mut [f32]> Split<'_, P> {
             }
             for h in 0..H {
                 for c in 0..C {
-                    S::store(places[h].add(16 * c), sums[h][c][0]);
-                    S::store(places[h].add(16 * c + 8), sums[h][c][1]);
+                    L::store(places[h].add(piece * c), sums[h][c][0]);
+                    L::store(places[h].add(piece * c + lanes), sums[h][c][1]);
                 }
             }
         }
-        16 * C
+        piece * C
     }
 }
 
-/// The largest of `before` and the logits, whose number is a multiple of eight.
+/// The largest of `before` and the logits, whose number is a multiple of the lanes.
 #[inline(always)]
-fn largest_of<S: Simd>(logits: &[f32], before: f32) -> f32 {
-    let mut largest = S::splat(before);
-    for eight in logits.chunks_exact(8) {
-        // SAFETY: eight elements.
-        largest = S::max(largest, unsafe { S::load(eight.as_ptr()) });
+fn largest_of<L: Lanes>(logits: &[f32], before: f32) -> f32 {
+    let mut largest = L::splat(before);
+    for vector in logits.chunks_exact(L::LANES) {
+        // SAFETY: a vector's elements.
+        largest = L::max(largest, unsafe { L::load(vector.as_ptr()) });
     }
-    S::largest(largest)
+    L::largest(largest)
 }
 
-/// `x *= factor`; the length is a multiple of eight.
+/// `x *= factor`; the length is a multiple of the lanes.
 #[inline(always)]
-fn scale<S: Simd>(x: &mut [f32], factor: S::F) {
-    for eight in x.chunks_exact_mut(8) {
-        // SAFETY: eight elements.
-        unsafe { S::store(eight.as_mut_ptr(), S::mul(S::load(eight.as_ptr()), factor)) };
+fn scale<L: Lanes>(x: &mut [f32], factor: L::F) {
+    for vector in x.chunks_exact_mut(L::LANES) {
+        // SAFETY: a vector's elements.
+        unsafe { L::store(vector.as_mut_ptr(), L::mul(L::load(vector.as_ptr()), factor)) };
     }
 }
 
-/// Logits to `e^(logit - largest)`, which are also added to eight sums.
+/// Logits to `e^(logit - largest)`, which are also added to a vector of sums.
 #[inline(always)]
-fn exponentials<S: Simd>(weights: &mut [f32], largest: f32, sums: &mut [f32]) {
-    // SAFETY: `sums` has eight elements, and so has each piece.
+fn exponentials<L: Lanes>(weights: &mut [f32], largest: f32, sums: &mut [f32]) {
+    // SAFETY: `sums` has a vector's elements, and so has each piece.
     unsafe {
-        let mut sum = S::load(sums.as_ptr());
-        for eight in weights.chunks_exact_mut(8) {
-            let e = S::exp(S::sub(S::load(eight.as_ptr()), S::splat(largest)));
-            S::store(eight.as_mut_ptr(), e);
-            sum = S::add(sum, e);
+        let mut sum = L::load(sums.as_ptr());
+        for vector in weights.chunks_exact_mut(L::LANES) {
+            let e = L::exp(L::sub(L::load(vector.as_ptr()), L::splat(largest)));
+            L::store(vector.as_mut_ptr(), e);
+            sum = L::add(sum, e);
         }
-        S::store(sums.as_mut_ptr(), sum);
+        L::store(sums.as_mut_ptr(), sum);
     }
 }
 
@@ -537,13 +556,14 @@ mod tests {
     use kv::{Geometry, LaneId, Selection};
     use std::sync::Arc;
 
-    const D: usize = 32;
+    /// Of values, the widest vectors take 64 columns, then 32.
+    const D: usize = 96;
     const ROWS: usize = 90;
 
-    fn runtime(isa: Isa) -> CpuRuntime {
+    fn runtime(isa: Isa, q_heads: usize) -> CpuRuntime {
         let shape = RuntimeShape {
             geometry: Geometry { layers: 1, kv_heads: 1, head_dim: D },
-            q_heads: 3,
+            q_heads,
             vocab: 1,
             pool_rows: ROWS,
             max_lanes: 1,
@@ -556,8 +576,10 @@ mod tests {
     /// Entries that begin and end inside pages; `topk` makes only such as end there.
     #[test]
     fn lists_of_partial_pages() {
-        for isa in [Isa::detect(), Isa::Portable] {
-            let rt = runtime(isa);
+        let available = Isa::ALL.into_iter().filter(|isa| isa.is_available());
+        // Two heads together and one; four together.
+        for (isa, q_heads) in available.flat_map(|isa| [(isa, 3), (isa, 4)]) {
+            let rt = runtime(isa, q_heads);
             let value = |i: usize| bf16::from_f32((i as f32 * 0.754_877_7).fract() - 0.5);
             // SAFETY: no op is running.
             for (i, element) in unsafe { rt.pool.part(0..rt.pool.len()) }.iter_mut().enumerate() {
@@ -589,10 +611,11 @@ mod tests {
         start(rt);
         let backend = crate::cpu::CpuBackend::new(Default::default()).expect("available");
         let buffer = |cols| backend.buffer("a test", 1, cols).expect("memory");
-        let (q, out) = (buffer(3 * D), Partial { output: buffer(3 * D), lse: buffer(3) });
-        let queries: Vec<f32> = (0..3 * D).map(|i| (i as f32 * 0.569_84).fract() * 6.0 - 3.0).collect();
+        let heads = rt.shape.q_heads;
+        let (q, out) = (buffer(heads * D), Partial { output: buffer(heads * D), lse: buffer(heads) });
+        let queries: Vec<f32> = (0..heads * D).map(|i| (i as f32 * 0.569_84).fract() * 6.0 - 3.0).collect();
         // SAFETY: no op is running.
-        unsafe { activations(&q).part(0..3 * D) }.copy_from_slice(&queries);
+        unsafe { activations(&q).part(0..heads * D) }.copy_from_slice(&queries);
         let key = StepKey { bucket: 1, algorithms: Default::default(), measure_mass: false };
         let input = StepInput { active: vec![LaneId(0)], ..StepInput::default() };
         let ticket = rt.launch(key, &input, &mut || {
