@@ -1,8 +1,8 @@
 //! Index of the sketch: 2-bit codes and statistics of 48-token groups (`crate::sketch`), from bf16 K and V in rows.
 //!
 //! Rotated elements are one chain of multiply-adds each, inputs ascending. A key channel's sum over the group takes
-//! tokens `j, j + 8, ...` in lane `j` of eight and adds the lanes as [`super::simd::Lanes::sum`] does; a value token's sum over
-//! channels is one chain, ascending. A group's bytes are a function of its tokens alone.
+//! tokens `j, j + 8, ...` in lane `j` of eight and adds the lanes as [`super::simd::Lanes::sum`] does; a value token's
+//! sum over channels is one chain, ascending. A group's bytes are a function of its tokens alone.
 
 use super::runtime::{CpuRuntime, vector};
 use super::simd::{Kernel, Simd};
