@@ -1,11 +1,11 @@
 //! How fast the selection ops are on this machine: time, bytes read, and what share of the read bandwidth (measured in
 //! the same run) that is.
-//! `cargo bench -p spindle-backend --bench select -- [--json] [--threads N] [--only OP] [--shape NAME] [--rounds N]
-//! [--tokens N]`
+//! `cargo bench -p spindle-backend --bench select -- [--json] [--threads N] [--isa NAME] [--only OP] [--shape NAME]
+//! [--rounds N] [--tokens N]`
 //!
 //! Times are medians of interleaved rounds, of one decode step's ops over all layers of the shape.
 
-use backend::cpu::{CpuBackend, CpuOptions};
+use backend::cpu::{CpuBackend, CpuOptions, Isa};
 use backend::{
     AlgorithmId, AlgorithmSet, Backend, Buffer, EstimateSource, IndexUnits, LaneStart, Partial, Rope, Rotations,
     Runtime, RuntimeShape, Sampling, StepInput, StepKey, Tensor, TensorData, VectorSummary, Weight, WeightPart,
@@ -49,6 +49,9 @@ fn main() {
     let mut options = CpuOptions::default();
     if let Some(threads) = value("--threads") {
         options.threads = threads.parse().expect("--threads takes a number");
+    }
+    if let Some(isa) = value("--isa") {
+        options.isa = Isa::named(isa).expect("--isa takes the name of an instruction set");
     }
     let backend = CpuBackend::new(options).expect("the machine's own instruction set");
     let bandwidth = read_bandwidth();

@@ -1,14 +1,14 @@
 //! Rates of the heavy ops as shares of what the machine can do, both measured in the same run, round by round.
 //!
-//! `cargo bench -p spindle-backend -- [--rounds N] [--threads N | --clock thread] [--slice SECONDS] [--only TEXT]
-//! [--json FILE --commit HASH --date DATE]`
+//! `cargo bench -p spindle-backend -- [--rounds N] [--threads N | --clock thread] [--isa NAME] [--slice SECONDS]
+//! [--only TEXT] [--json FILE --commit HASH --date DATE]`
 //! With `--clock thread` there is one thread, and its time on a processor counts: for a machine that others use.
 //! Prints a table; every number is the median of the rounds.
 
 mod machine;
 mod shapes;
 
-use backend::cpu::{CpuBackend, CpuOptions};
+use backend::cpu::{CpuBackend, CpuOptions, Isa};
 use machine::Clock;
 use serde_json::json;
 use shapes::Case;
@@ -16,6 +16,7 @@ use shapes::Case;
 struct Args {
     rounds: usize,
     threads: usize,
+    isa: Isa,
     clock: Clock,
     /// Seconds of a round's measurement of a case.
     slice: f64,
@@ -30,6 +31,7 @@ impl Args {
         let mut args = Args {
             rounds: 9,
             threads: CpuOptions::default().threads,
+            isa: Isa::detect(),
             clock: Clock::start(),
             slice: 0.03,
             only: String::new(),
@@ -43,6 +45,7 @@ impl Args {
             match name.as_str() {
                 "--rounds" => args.rounds = value.parse().expect("--rounds is a number"),
                 "--threads" => args.threads = value.parse().expect("--threads is a number"),
+                "--isa" => args.isa = Isa::named(&value).expect("--isa is the name of an instruction set"),
                 "--clock" if value == "thread" => (args.threads, args.clock) = (1, Clock::Thread),
                 "--slice" => args.slice = value.parse().expect("--slice is a number of seconds"),
                 "--only" => args.only = value,
@@ -88,7 +91,7 @@ fn seconds(clock: Clock, slice: f64, work: &mut dyn FnMut(usize)) -> f64 {
 
 fn main() {
     let args = Args::read();
-    let options = CpuOptions { threads: args.threads, ..CpuOptions::default() };
+    let options = CpuOptions { threads: args.threads, isa: args.isa };
     let backend = CpuBackend::new(options).expect("the detected instruction set is available");
     println!("{}; {}, {} threads", machine::name(), options.isa.name(), options.threads);
     let mut cases: Vec<Case> = shapes::all(&backend, &args.only);

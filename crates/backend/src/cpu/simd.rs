@@ -43,6 +43,11 @@ impl Isa {
         }
     }
 
+    /// The one of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Isa::ALL.into_iter().find(|isa| isa.name() == name)
+    }
+
     /// Runs a kernel compiled for this instruction set.
     #[inline]
     pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
