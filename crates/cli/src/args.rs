@@ -19,6 +19,8 @@ pub(crate) struct Args {
 /// What to do.
 #[derive(Subcommand)]
 pub(crate) enum Command {
+    /// Show everything in a minute: a server, long documents, dense and sparse attention side by side
+    Demo(DemoArgs),
     /// Answer a prompt, or chat on a terminal
     Run(RunArgs),
     /// Serve a model over HTTP with OpenAI's API
@@ -30,6 +32,12 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Show what this binary and machine have, and a model's memory plan, without loading it
     Info(InfoArgs),
+}
+
+/// Arguments as they are when nothing was typed.
+pub(crate) fn defaults<A: ClapArgs>() -> A {
+    let matches = A::augment_args(clap::Command::new("spindle")).get_matches_from(["spindle"]);
+    A::from_arg_matches(&matches).expect("what is typed is optional")
 }
 
 /// Kinds of evaluation.
@@ -195,6 +203,26 @@ pub(crate) struct RunArgs {
 
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+}
+
+/// `spindle demo`.
+#[derive(ClapArgs)]
+pub(crate) struct DemoArgs {
+    /// Tokens of a document
+    #[arg(long, value_name = "TOKENS", default_value = "8K")]
+    pub(crate) context: TokenCount,
+
+    /// Documents
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub(crate) documents: u16,
+
+    /// Questions about each document
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) questions: u16,
+
+    /// Threads [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
 }
 
 /// `spindle serve`.

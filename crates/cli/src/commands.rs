@@ -1,5 +1,7 @@
 //! One file per subcommand.
 
+mod demo;
+
 mod run;
 
 mod serve;
@@ -22,6 +24,7 @@ use anyhow::Result;
 /// Runs what was asked for.
 pub(crate) fn run(command: Command) -> Result<()> {
     match command {
+        Command::Demo(args) => demo::demo(&args),
         Command::Run(args) => run::run(&args),
         Command::Serve(args) => serve::serve(&args),
         Command::Eval(EvalCommand::Needle(args)) => needle::needle(&args),

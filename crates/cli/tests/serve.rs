@@ -49,7 +49,7 @@ fn pretty(reply: &Reply) -> String {
 
 #[test]
 fn whole_responses() {
-    let server = server(&[]);
+    let server = server(&["--no-prefix-cache"]);
     let completion = json!({"prompt": QUESTION, "logprobs": 1, "max_tokens": 3});
     insta::assert_snapshot!("completion", pretty(&server.post("/v1/completions", &completion)));
     let chat = json!({"model": "needle", "messages": messages(), "logprobs": true, "top_logprobs": 1});
@@ -231,4 +231,48 @@ fn wrong_requests_get_their_status() {
     let strange = r#"{"prompt": "the zebra", "max_tokens": 1}"#;
     let reply = check("POST", path, &[json_type, key], strange, 200, "");
     assert_eq!(reply.header("x-spindle-warning"), Some("1 words of the prompt are not in the model's vocabulary"));
+}
+
+#[test]
+fn turn_two_of_a_chat_does_not_read_the_document_again() {
+    let server = server(&[]);
+    let document = format!("{} {QUESTION}", "the lamp is amber . ".repeat(300));
+    let ask = |messages: &Value| {
+        let reply = server.post("/v1/chat/completions", &json!({"messages": messages}));
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let reply = reply.json();
+        let usage = &reply["usage"];
+        let count = |value: &Value| value.as_u64().expect("a count");
+        let cached = count(&usage["prompt_tokens_details"]["cached_tokens"]);
+        (reply["choices"][0]["message"].clone(), count(&usage["prompt_tokens"]), cached)
+    };
+    let mut messages = json!([{"role": "user", "content": document}]);
+    let (answer, first, cached) = ask(&messages);
+    assert_eq!((answer["content"].as_str().map(str::trim), cached), (Some("4 0 7 1 ."), 0));
+    let turns = messages.as_array_mut().expect("a list");
+    turns.extend([answer, json!({"role": "user", "content": "what is the code for the amber lamp ?"})]);
+    let (answer, second, cached) = ask(&messages);
+    assert_eq!(answer["content"].as_str().map(str::trim), Some("4 0 7 1 ."));
+    assert!(first < second && first - 8 <= cached && cached <= first, "{cached} of {first}, then {second}");
+}
+
+#[test]
+fn an_echoed_prompt_has_log_probabilities() {
+    let server = server(&[]);
+    let body = json!({"prompt": QUESTION, "echo": true, "logprobs": 0, "max_tokens": 0, "prompt_logprobs": 2});
+    let reply = server.post("/v1/completions", &body).json();
+    let choice = &reply["choices"][0];
+    assert_eq!(choice["text"], QUESTION);
+    let tokens = choice["logprobs"]["tokens"].as_array().expect("a list").len();
+    assert_eq!(reply["usage"]["prompt_tokens"], tokens);
+    let logprobs = choice["logprobs"]["token_logprobs"].as_array().expect("a list");
+    assert!(logprobs[0].is_null() && logprobs[1..].iter().all(|x| x.as_f64().is_some_and(|x| x <= 0.0)), "{choice}");
+    let ranked = choice["prompt_logprobs"].as_array().expect("a list");
+    assert!(ranked[0].is_null() && ranked.len() == tokens, "{choice}");
+    for (own, ranked) in logprobs.iter().zip(ranked).skip(1) {
+        let entries = ranked.as_object().expect("an object");
+        assert!((2..=3).contains(&entries.len()), "{ranked}");
+        assert!(entries.values().any(|entry| entry["logprob"] == *own), "{own} is not in {ranked}");
+        assert!(entries.values().any(|entry| entry["rank"] == 1), "{ranked}");
+    }
 }

@@ -90,8 +90,9 @@ impl Browser {
         let mut driver = command.arg("--port=0").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
         let out = BufReader::new(driver.stdout.take().expect("piped"));
         let mut lines = out.lines().map_while(Result::ok);
-        let port =
-            lines.find_map(|line| line.split("on port ").nth(1).map(|rest| rest.trim_end_matches('.').to_string()));
+        let port = lines.find_map(|line| {
+            line.split("successfully on port ").nth(1).map(|rest| rest.trim_end_matches('.').to_string())
+        });
         let http = Http { address: format!("127.0.0.1:{}", port.expect("it says its port")) };
         let profile = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("chromium-{}", std::process::id()));
         let args = [

@@ -1,6 +1,6 @@
 //! `spindle serve`: a model over HTTP, until it is told to stop.
 
-use crate::args::ServeArgs;
+use crate::args::{self, ServeArgs};
 use crate::attention::Attention;
 use crate::output;
 use crate::quantity::Share;
@@ -17,11 +17,7 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<()> {
     let mut plan = Plan::resolve(&args.model)?;
     plan.max_queue = usize::from(args.max_queue);
     let config = config(args, &plan)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .context("no threads for the server")?;
+    let runtime = runtime()?;
     // The port is taken before the model is loaded: whoever has it already is known at once.
     let listener = runtime.block_on(bind(&args.host, args.port))?;
     let address = listener.local_addr()?;
@@ -43,6 +39,31 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<()> {
     // Threads that read a huge prompt would be waited for; nobody needs their result.
     runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(())
+}
+
+/// Serves the plan's model with its defaults on a free port of this machine, for as long as `work` runs.
+pub(crate) fn with_server<T>(plan: Plan, work: impl AsyncFnOnce(String) -> Result<T>) -> Result<T> {
+    let config = config(&ServeArgs { api_key: Vec::new(), ..args::defaults() }, &plan)?;
+    let runtime = runtime()?;
+    let listener = runtime.block_on(bind("127.0.0.1", 0))?;
+    let address = listener.local_addr()?.to_string();
+    let session = plan.start()?;
+    runtime.block_on(async {
+        let (done, stopped) = tokio::sync::oneshot::channel::<()>();
+        let stop = async { drop(stopped.await) };
+        let serving = server::serve(listener, session.engine, session.opened, config, stop);
+        let working = async {
+            let outcome = work(address).await;
+            drop(done);
+            outcome
+        };
+        tokio::join!(serving, working).1
+    })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(2).enable_all().build().context("no threads for the server")
 }
 
 fn config(args: &ServeArgs, plan: &Plan) -> Result<ServerConfig> {
