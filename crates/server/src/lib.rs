@@ -23,6 +23,9 @@ mod body;
 mod fields;
 mod request;
 
+mod grammar;
+mod tools;
+
 mod answer;
 mod reader;
 
@@ -33,6 +36,9 @@ mod histogram;
 mod live;
 mod measures;
 mod prometheus;
+
+#[cfg(test)]
+mod noise;
 
 pub use config::ServerConfig;
 pub use serve::{Ended, serve};
