@@ -143,7 +143,7 @@ fn hang_ups_at_random_moments_leave_nothing_behind() {
 
 #[test]
 fn a_slow_reader_is_dropped_and_stalls_nobody() {
-    let server = Server::start(BINARY, &["--kv-memory", "128MiB", "--max-model-len", "64K", "--attention", "shadowkv"]);
+    let server = Server::start(BINARY, &["--kv-memory", "256MiB", "--max-model-len", "64K", "--attention", "shadowkv"]);
     let mut many = endless(2, 2000);
     many["n"] = json!(32);
     let silent = server.send("POST", PATH, &[("content-type", "application/json")], &many.to_string());

@@ -45,6 +45,11 @@ pub(crate) trait Style: Send {
 
     /// The entry of `choices` for a whole completion; `index` is its place among those returned.
     fn choice(&mut self, index: usize, whole: Whole) -> Value;
+
+    /// A field of a whole response beside its choices.
+    fn extra(&self) -> Option<(&'static str, Value)> {
+        None
+    }
 }
 
 /// See [`Style::names`].

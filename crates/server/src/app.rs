@@ -2,12 +2,14 @@
 
 use crate::config::{PREPARING_MAX, ServerConfig};
 use crate::error::ApiError;
+use crate::grammar::Grammars;
 use crate::live::Live;
 use crate::measures::Measures;
+use crate::tools::ToolFormat;
 use engine::Engine;
 use model::Opened;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::Semaphore;
 
@@ -28,12 +30,19 @@ pub(crate) struct App {
     prepared: Semaphore,
     /// Ids given out.
     ids: AtomicU64,
+    /// How the model writes tool calls, where its template knows them.
+    pub(crate) tool_format: Option<ToolFormat>,
+    /// Made when a request first needs one, which takes up to a second with a large vocabulary.
+    grammars: OnceLock<Result<Grammars, String>>,
 }
 
 impl App {
     pub(crate) fn new(engine: Engine, opened: Arc<Opened>, config: ServerConfig) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let tool_format = opened.chat.as_ref().and_then(|chat| ToolFormat::of(chat, &opened.tokenizer));
         App {
+            tool_format,
+            grammars: OnceLock::new(),
             engine,
             opened,
             config,
@@ -74,6 +83,23 @@ impl App {
         let app = self.clone();
         let done = tokio::task::spawn_blocking(move || work(&app)).await;
         done.unwrap_or_else(|_| Err(ApiError::internal("the request could not be read: its worker has ended")))
+    }
+
+    /// What makes completions follow a grammar.
+    ///
+    /// # Errors
+    /// The model's vocabulary cannot be constrained; `field` asked for it.
+    pub(crate) fn grammars(&self, field: &str) -> Result<&Grammars, ApiError> {
+        let make = || {
+            let Opened { tokenizer, generation, .. } = &*self.opened;
+            Grammars::new(tokenizer, &generation.end_tokens, self.opened.config().vocab_size)
+        };
+        self.grammars.get_or_init(make).as_ref().map_err(|why| {
+            ApiError::unsupported(
+                field,
+                format!("{field} is not supported: this model's answers cannot be held to it: {why}"),
+            )
+        })
     }
 
     /// Refuses new work once the server drains.

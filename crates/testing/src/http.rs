@@ -152,8 +152,14 @@ impl Http {
     pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
         let mut stream = self.send(method, path, headers, body);
         let (status, headers) = read_head(&mut stream);
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).expect("the body arrives");
+        let length = headers.iter().find(|(name, _)| name == "content-length").and_then(|(_, n)| n.parse().ok());
+        let mut bytes = vec![0; length.unwrap_or(0)];
+        match length {
+            // A server that keeps the connection would not end the stream.
+            Some(_) => stream.read_exact(&mut bytes),
+            None => stream.read_to_end(&mut bytes).map(drop),
+        }
+        .expect("the body arrives");
         let chunked = headers.iter().any(|(name, value)| name == "transfer-encoding" && value == "chunked");
         let body = if chunked { unchunked(&bytes) } else { bytes };
         Reply { status, headers, body: String::from_utf8(body).expect("the body is text") }

@@ -73,6 +73,9 @@ pub(crate) async fn collect(
     }
     let mut body = envelope.wrap(style.names().whole, choices);
     body["usage"] = usage.to_json();
+    if let Some((field, value)) = style.extra() {
+        body[field] = value;
+    }
     Ok(body)
 }
 

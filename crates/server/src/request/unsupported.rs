@@ -30,6 +30,8 @@ const BOTH: &[Known] = &[
 
 const COMPLETION: &[Known] = &[
     ("suffix", is_empty, "there is no insertion; write it into the prompt"),
+    ("tools", is_empty, "use /v1/chat/completions"),
+    ("response_format", |value| value["type"] == "text", "use /v1/chat/completions"),
     ("prompt_embeds", is_empty, "send text or token ids"),
 ];
 

@@ -1,18 +1,21 @@
 //! `POST /v1/chat/completions`.
 
-use crate::answer::chat::ChatStyle;
+use crate::answer::chat::{Calls, ChatStyle};
 use crate::answer::{Job, respond};
 use crate::app::App;
 use crate::body;
 use crate::config::TOP_LOGPROBS_MAX;
 use crate::error::ApiError;
 use crate::fields::Fields;
+use crate::grammar::{GrammarError, ResponseFormat, Rule};
 use crate::request::limits::check_logprobs;
 use crate::request::{check_model, messages, params, unsupported};
+use crate::tools::choice::{ToolChoice, Tools};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;
 use axum::response::Response;
+use engine::ConstraintFactory;
 use model::{ChatInput, Message};
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -37,21 +40,65 @@ fn job(mut fields: Fields, app: &App) -> Result<Job, ApiError> {
     let prompt_top = params.prompt_logprobs;
     let messages = messages::take(&mut fields)?;
     let variables = take_variables(&mut fields)?;
-    let tokens = render(&messages, variables, app)?;
+    let form = Form::take(&mut fields, app)?;
+    if form.constraint.is_some() && params.ignore_eos {
+        let message =
+            "ignore_eos cannot go with response_format or a required tool call: these say where an answer ends";
+        return Err(ApiError::unsupported("ignore_eos", message));
+    }
+    let tokens = render(&messages, &form.tools, variables, app)?;
     if let Some(top) = params.prompt_logprobs {
         check_logprobs("prompt_logprobs", "prompt tokens x (1 + alternatives)", &[tokens.len(), 1 + top])?;
     }
     let warning = app.vocabulary_warning([&tokens[..]].into_iter());
-    let request = params.request(tokens, app);
+    let mut request = params.request(tokens, app);
+    request.constraint = form.constraint;
+    let style = ChatStyle::new(app.opened.clone(), logprobs.is_some(), prompt_top, form.calls);
     Ok(Job {
         requests: vec![request],
         prompt_param: "messages",
         params,
-        style: Box::new(ChatStyle::new(app.opened.clone(), logprobs.is_some(), prompt_top)),
+        style: Box::new(style),
         ignored: fields.rest(),
         warning,
         parsed: Instant::now(),
     })
+}
+
+/// What form the answer takes: a grammar that holds it, the tools that its template sees, calls to look for in it.
+struct Form {
+    tools: Vec<Value>,
+    constraint: Option<ConstraintFactory>,
+    calls: Option<Calls>,
+}
+
+impl Form {
+    /// Reads `response_format`, `tools`, `tool_choice` and `parallel_tool_calls`.
+    fn take(fields: &mut Fields, app: &App) -> Result<Self, ApiError> {
+        let answer = ResponseFormat::read(fields.take("response_format").as_ref()).map_err(refused)?;
+        let listed = fields.take("tools");
+        let several = fields.flag("parallel_tool_calls")?;
+        let tools = Tools::read(listed.as_ref(), fields.take("tool_choice").as_ref(), several).map_err(refused)?;
+        let rule = Rule::of(&answer, &tools, app.tool_format).map_err(refused)?;
+        let field = if answer == ResponseFormat::Text { "tool_choice" } else { "response_format" };
+        let compile = |rule: Rule| app.grammars(field)?.compile(&rule).map_err(refused);
+        let constraint = rule.map(compile).transpose()?;
+        if tools.choice == ToolChoice::None {
+            return Ok(Form { tools: Vec::new(), constraint, calls: None });
+        }
+        if tools.choice == ToolChoice::Auto && !tools.several {
+            let message =
+                "parallel_tool_calls: false is not supported with tool_choice auto: use required, or a function";
+            return Err(ApiError::unsupported("parallel_tool_calls", message));
+        }
+        let calls = app.tool_format.map(|format| Calls { format, names: tools.names(), request: app.next_id() });
+        let Some(Value::Array(listed)) = listed else { return Ok(Form { tools: Vec::new(), constraint, calls }) };
+        Ok(Form { tools: listed, constraint, calls })
+    }
+}
+
+fn refused(error: GrammarError) -> ApiError {
+    ApiError::invalid(error.field.clone(), error.to_string())
 }
 
 /// The number of alternatives where log-probabilities are wanted.
@@ -80,13 +127,14 @@ pub(crate) fn take_variables(fields: &mut Fields) -> Result<Map<String, Value>, 
 /// The model has no template, or the template does not take the messages.
 pub(crate) fn render(
     messages: &[Message],
+    tools: &[Value],
     variables: Map<String, Value>,
     app: &App,
 ) -> Result<Vec<kv::TokenId>, ApiError> {
     let Some(template) = &app.opened.chat else {
         return Err(ApiError::invalid("messages", "this model has no chat template: use /v1/completions"));
     };
-    let input = ChatInput { messages, add_generation_prompt: true, variables, ..ChatInput::default() };
+    let input = ChatInput { messages, tools, add_generation_prompt: true, variables, ..ChatInput::default() };
     let text = template.render(&input).map_err(|error| ApiError::invalid("messages", error.to_string()))?;
     // The template writes the special tokens that the model wants.
     app.opened.tokenizer.encode(&text, false).map_err(|error| ApiError::internal(error.to_string()))

@@ -26,7 +26,7 @@ fn describe(app: &App, name: &str) -> Value {
     json!({
         "id": name, "object": "model", "created": app.created, "owned_by": "spindle",
         "root": app.opened.config().name, "parent": null, "max_model_len": app.config.max_model_len,
-        "attention": app.config.specs.names(),
+        "attention": app.config.specs.names(), "meta": {"n_vocab": app.opened.config().vocab_size},
     })
 }
 

@@ -42,7 +42,7 @@ fn tokens_of(mut fields: Fields, app: &App) -> Result<Value, ApiError> {
     let with_texts = fields.flag("return_token_strs")?.unwrap_or(false);
     let tokens = match fields.text("prompt")? {
         Some(text) => tokenizer.encode(&text, add_special).map_err(|error| ApiError::internal(error.to_string()))?,
-        None => render(&messages::take(&mut fields)?, take_variables(&mut fields)?, app)?,
+        None => render(&messages::take(&mut fields)?, &[], take_variables(&mut fields)?, app)?,
     };
     let texts = with_texts.then(|| tokens.iter().map(|token| tokenizer.token_text(*token)).collect::<Vec<_>>());
     Ok(json!({
