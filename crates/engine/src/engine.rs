@@ -43,7 +43,7 @@ pub(crate) enum Message {
 #[derive(Default)]
 struct Shared {
     requests_made: AtomicU64,
-    /// Written after every step.
+    /// Those at the start, then written after every step.
     metrics: Mutex<Metrics>,
     /// Set once, when the engine cannot go on.
     failure: Mutex<Option<String>>,
@@ -71,7 +71,7 @@ impl Engine {
         let scheduler = Scheduler::new(config, algorithms, forward.layers());
         let steps = Steps::new(scheduler, Outbox::new(texts), runtime, forward, Arc::new(SystemClock::new()));
         let (messages, inbox) = sync_channel(MESSAGES_MAX);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { metrics: Mutex::new(steps.scheduler.metrics()), ..Shared::default() });
         let thread = Thread { steps, inbox, shared: shared.clone() };
         let spawned = std::thread::Builder::new().name("engine".to_string()).spawn(move || thread.run());
         Engine { messages, shared, thread: Some(spawned.expect("a thread for the engine")) }

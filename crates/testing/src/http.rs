@@ -177,7 +177,7 @@ impl Http {
         let mut socket = TcpStream::connect(&self.address).expect("the server listens");
         socket.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
         let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        let head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{headers}");
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}");
         let head = format!("{head}content-length: {}\r\n\r\n", body.len());
         // A server that refuses early closes before it has read all.
         let _ = socket.write_all(head.as_bytes()).and_then(|()| socket.write_all(body.as_bytes()));
