@@ -1,4 +1,5 @@
-//! Answers held to a form: JSON of a schema and calls of tools, from a model of random weights, which would say anything.
+//! Answers held to a form: JSON of a schema and calls of tools, from a model of random weights, which would say
+//! anything.
 
 use serde_json::{Value, json};
 use testing::http::Server;

@@ -1,5 +1,5 @@
-//! `spindle demo`: the whole thing in a minute. Starts the server with the bundled model, sends it documents with hidden
-//! facts over HTTP, and shows what each attention makes of them.
+//! `spindle demo`: the whole thing in a minute. Starts the server with the bundled model, sends it documents with
+//! hidden facts over HTTP, and shows what each attention makes of them.
 
 use crate::args::{self, DemoArgs, ModelArgs};
 use crate::commands::serve;

@@ -133,9 +133,10 @@ impl Style for ChatStyle {
 fn delta(part: &ToolDelta) -> Value {
     match part {
         ToolDelta::Content(text) => json!({"content": text}),
-        ToolDelta::Call { index, id, name } => json!({"tool_calls": [
-            {"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""}}
-        ]}),
+        ToolDelta::Call { index, id, name } => {
+            let function = json!({"name": name, "arguments": ""});
+            json!({"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]})
+        }
         ToolDelta::Arguments { index, text } => {
             json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
         }
@@ -155,7 +156,11 @@ fn message_of(deltas: Vec<ToolDelta>) -> Value {
     if calls.is_empty() {
         return json!({"role": "assistant", "content": content});
     }
-    let call = |(id, name, arguments): (String, String, String)| json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
+    let call = |(id, name, arguments): (String, String, String)| {
+        let function = json!({"name": name, "arguments": arguments});
+        json!({"id": id, "type": "function", "function": function})
+    };
     let content = if content.trim().is_empty() { Value::Null } else { Value::from(content) };
-    json!({"role": "assistant", "content": content, "tool_calls": calls.into_iter().map(call).collect::<Vec<_>>()})
+    let calls: Vec<Value> = calls.into_iter().map(call).collect();
+    json!({"role": "assistant", "content": content, "tool_calls": calls})
 }
