@@ -392,6 +392,17 @@ pub(crate) struct InfoArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
 
+    /// Say what is known of this attention: dense, shadowkv, shadowkv+estimate or sketch
+    #[arg(long, value_name = "NAME", default_value = "dense", help_heading = "Attention")]
+    pub(crate) attention: String,
+
+    /// Share of the context that a step selects, for example 0.8% [default: the algorithm's]
+    #[arg(long, value_name = "SHARE", help_heading = "Attention")]
+    pub(crate) budget: Option<Share>,
+
+    #[command(flatten)]
+    pub(crate) selection: SelectionArgs,
+
     /// Print one JSON object
     #[arg(long)]
     pub(crate) json: bool,

@@ -10,6 +10,8 @@ mod session;
 
 mod attention;
 
+mod measured;
+
 mod table;
 
 mod output;

@@ -1,6 +1,8 @@
 //! `spindle info`: what this binary and machine have, and a model's memory plan. Reads headers, loads nothing.
 
 use crate::args::InfoArgs;
+use crate::attention::Attention;
+use crate::measured;
 use crate::output::{line, print_json};
 use crate::quantity::Bytes;
 use crate::session::{Plan, free_memory};
@@ -12,9 +14,11 @@ use serde_json::json;
 /// Prints it.
 pub(crate) fn info(args: &InfoArgs) -> Result<()> {
     let plan = Plan::resolve(&args.model)?;
+    let attention = Attention::resolve(&plan.specs, &args.attention, args.budget, &args.selection)?;
+    let warning = measured::warning(&attention);
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     if args.json {
-        return print_json(&as_json(&plan, cores));
+        return print_json(&as_json(&plan, cores, warning));
     }
     line(&format!("spindle  {}", env!("CARGO_PKG_VERSION")))?;
     let free = free_memory().map_or("unknown".to_string(), |bytes| Bytes(bytes).to_string());
@@ -27,6 +31,9 @@ pub(crate) fn info(args: &InfoArgs) -> Result<()> {
     }
     let total: u64 = plan.memory().iter().map(|used| used.bytes).sum();
     row("at most", total)?;
+    if let Some(warning) = warning {
+        line(&format!("warning: {warning}"))?;
+    }
     match free_memory().filter(|free| *free < total) {
         Some(free) => {
             let free = Bytes(free);
@@ -36,7 +43,7 @@ pub(crate) fn info(args: &InfoArgs) -> Result<()> {
     }
 }
 
-fn as_json(plan: &Plan, cores: usize) -> serde_json::Value {
+fn as_json(plan: &Plan, cores: usize, warning: Option<String>) -> serde_json::Value {
     let config = plan.opened.config();
     let memory: serde_json::Map<_, _> =
         plan.memory().into_iter().map(|line| (line.name.to_string(), json!(line.bytes))).collect();
@@ -53,5 +60,6 @@ fn as_json(plan: &Plan, cores: usize) -> serde_json::Value {
         "kv_bytes_per_token": config.geometry().row_bytes() / kv::PAGE_TOKENS,
         "pool_rows": plan.pool_rows,
         "memory_bytes": memory,
+        "warning": warning,
     })
 }

@@ -2,6 +2,7 @@
 
 use crate::args::{self, ServeArgs};
 use crate::attention::Attention;
+use crate::measured;
 use crate::output;
 use crate::quantity::Share;
 use crate::session::Plan;
@@ -69,6 +70,9 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 fn config(args: &ServeArgs, plan: &Plan) -> Result<ServerConfig> {
     let default = Attention::resolve(&plan.specs, &args.attention, args.budget, &args.selection)?;
     let dense = default.algorithm == Specs::DENSE;
+    if let Some(warning) = measured::warning(&default) {
+        eprintln!("warning: {warning}");
+    }
     ensure!(args.budget.is_none() || !dense, "--budget needs --attention with a sparse algorithm: dense reads all");
     let mut attentions = Attention::resolve_all(&plan.specs, &names(&plan.specs), &[], &args.selection)?;
     let default_attention = usize::from(default.algorithm.0);
