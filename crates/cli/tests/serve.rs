@@ -60,6 +60,10 @@ fn whole_responses() {
     insta::assert_snapshot!("tokenize", pretty(&tokenized));
     let tokens = tokenized.json()["tokens"].clone();
     insta::assert_snapshot!("detokenize", pretty(&server.post("/detokenize", &json!({"tokens": tokens}))));
+    let chat = json!({"messages": messages(), "add_generation_prompt": true, "colour": 1});
+    let counted = server.post("/tokenize", &chat);
+    assert_eq!((counted.status, counted.header("x-spindle-ignored-fields")), (200, Some("colour")));
+    assert_eq!(server.get("/v1/models/%ff").json()["error"]["code"], "model_not_found");
     assert_eq!(server.get("/health").status, 200);
     assert_eq!(server.get("/version").json()["version"], env!("CARGO_PKG_VERSION"));
 }
@@ -186,8 +190,10 @@ fn what_cannot_be_answered_is_refused_by_name() {
     check("/v1/completions", json!({"prompt": [99999]}), 400, "prompt", "99999");
     check("/v1/completions", json!({"prompt": vec!["the"; 129]}), 400, "prompt", "129 prompts and may have 128");
     let much = json!({"prompt": "the", "n": 128, "logprobs": 20, "max_tokens": 2000});
-    check("/v1/completions", much, 400, "logprobs", "128 x 2000 x 21");
-    check("/v1/completions", json!({"prompt": "the", "model": "gpt-9"}), 404, "model", "'gpt-9' is not served here");
+    check("/v1/completions", much, 400, "logprobs", "1 x 128 x 2000 x 21");
+    let many = json!({"prompt": vec!["the"; 100], "logprobs": 20, "max_tokens": 1500});
+    check("/v1/completions", many, 400, "logprobs", "100 x 1 x 1500 x 21");
+    check("/v1/completions", json!({"prompt": "the", "model": "gpt-9"}), 404, "model", "\"gpt-9\" is not served here");
     let long = "the lamp ".repeat(5000);
     check("/v1/completions", json!({"prompt": long}), 400, "prompt", "10001 tokens and a sequence may have 4096");
     check("/v1/completions", json!({"prompt": "the", "n": 65}), 400, "n", "at most 64");
@@ -226,7 +232,7 @@ fn wrong_requests_get_their_status() {
     let huge = format!("{{\"prompt\": \"{}\"}}", "x".repeat(17 << 20));
     check("POST", path, &[json_type, key], &huge, 413, "larger than 16 MiB");
     let named = r#"{"prompt": "the", "model": "second", "max_tokens": 1, "colour": 1, "tools": [], "user": "me"}"#;
-    let reply = check("POST", path, &[json_type, key], named, 200, "\"first\"");
+    let reply = check("POST", path, &[json_type, key], named, 200, "\"second\"");
     assert_eq!(reply.header("x-spindle-ignored-fields"), Some("colour"));
     let strange = r#"{"prompt": "the zebra", "max_tokens": 1}"#;
     let reply = check("POST", path, &[json_type, key], strange, 200, "");

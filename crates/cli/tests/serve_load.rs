@@ -143,11 +143,11 @@ fn hang_ups_at_random_moments_leave_nothing_behind() {
 
 #[test]
 fn a_slow_reader_is_dropped_and_stalls_nobody() {
-    let server = Server::start(BINARY, &["--kv-memory", "256MiB", "--max-model-len", "64K", "--attention", "shadowkv"]);
-    let mut many = endless(2, 2000);
-    many["n"] = json!(32);
+    let server = Server::start(BINARY, &["--kv-memory", "512MiB", "--max-model-len", "64K", "--attention", "shadowkv"]);
+    let mut many = endless(2, 6000);
+    many["n"] = json!(16);
     let silent = server.send("POST", PATH, &[("content-type", "application/json")], &many.to_string());
-    server.wait("it runs", |server| server.metric("spindle_sequences_running") == 32.0);
+    server.wait("it runs", |server| server.metric("spindle_sequences_running") == 16.0);
     let beside = text_of(&server.stream(PATH, &endless(5, 50)).events());
     assert!(!beside.is_empty());
     server.wait("the slow reader is dropped", |server| server.metric("spindle_slow_readers_total") == 1.0);
@@ -190,10 +190,13 @@ fn the_drain_has_a_bound() {
     drop(running.event());
     server.terminate();
     let began = Instant::now();
-    let read = std::thread::spawn(move || running.events().len());
+    let read = std::thread::spawn(move || running.events());
     assert!(server.wait_for_end().success());
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
-    assert!(0 < read.join().expect("the stream ends"));
+    // What is cut says so.
+    let events = read.join().expect("the stream ends");
+    assert_eq!(events.last().map(String::as_str), Some("[DONE]"));
+    assert!(events[events.len() - 2].contains("shutting_down"), "{:?}", events[events.len() - 2]);
 }
 
 #[test]

@@ -116,9 +116,18 @@ impl Engine {
         *self.shared.metrics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Why the engine has stopped by itself; `None` while it runs.
+    /// Why the engine has stopped; `None` while it runs.
     pub fn failure(&self) -> Option<String> {
-        self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let said = self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // A thread that panicked could not say it.
+        let ended = || self.thread.as_ref().is_some_and(JoinHandle::is_finished);
+        said.or_else(|| ended().then(|| "its thread has ended".to_string()))
+    }
+
+    /// Ends everything that waits or runs, whose readers are told so; nothing is taken any more.
+    pub fn stop(&self) {
+        // An engine that has ended has nothing to stop.
+        let _ = self.messages.send(Message::Stop);
     }
 
     fn next_id(&self) -> RequestId {
@@ -139,7 +148,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        let _ = self.messages.send(Message::Stop);
+        self.stop();
         if let Some(thread) = self.thread.take() {
             // A thread that panicked has said so.
             let _ = thread.join();

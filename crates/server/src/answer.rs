@@ -14,7 +14,7 @@ use crate::live::Seat;
 use crate::reader::Reader;
 use crate::request::params::{Params, Stream};
 use axum::body::Body;
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
 use engine::{PromptToken, Request};
 use piece::Piece;
@@ -61,6 +61,8 @@ pub(crate) struct Names {
 
 /// A request that was read and checked, on its way to the engine.
 pub(crate) struct Job {
+    /// The name that was asked for.
+    pub(crate) model: String,
     /// One a prompt.
     pub(crate) requests: Vec<Request>,
     /// The parameter that carried the prompt.
@@ -69,7 +71,7 @@ pub(crate) struct Job {
     pub(crate) style: Box<dyn Style>,
     pub(crate) ignored: Vec<String>,
     pub(crate) warning: Option<String>,
-    /// When the request was parsed.
+    /// When the request was parsed, rendered and tokenised: from here on it is the engine's.
     pub(crate) parsed: Instant,
 }
 
@@ -96,11 +98,7 @@ impl Envelope {
 pub(crate) async fn respond(app: &Arc<App>, job: Job) -> Result<Response, ApiError> {
     app.admit()?;
     let id = app.next_id();
-    let envelope = Envelope {
-        id: app.public_id(job.style.names().id, id),
-        created: now_seconds(),
-        model: app.config.names[0].clone(),
-    };
+    let envelope = Envelope { id: app.public_id(job.style.names().id, id), created: now_seconds(), model: job.model };
     let seats = job.requests.iter().map(|request| seat(app, request)).collect();
     let reader = Reader::submit(app, job.requests, seats, job.prompt_param).await?;
     let (body, kind) = match job.params.stream {
@@ -109,8 +107,8 @@ pub(crate) async fn respond(app: &Arc<App>, job: Job) -> Result<Response, ApiErr
             (Body::from_stream(frames.into_stream()), "text/event-stream")
         }
         Stream::No => {
-            let answer = whole::collect(reader, job.style, &envelope, &job.params).await?;
-            (Body::from(answer.to_string()), "application/json")
+            let answer = whole::collect(reader, job.style, envelope, job.params.choices).await?;
+            (Body::from(answer), "application/json")
         }
     };
     let mut response = Response::new(body);
@@ -119,13 +117,17 @@ pub(crate) async fn respond(app: &Arc<App>, job: Job) -> Result<Response, ApiErr
     // Proxies that gather a response would hold streams back.
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
-    let ignored = (!job.ignored.is_empty()).then(|| job.ignored.join(", "));
-    for (name, text) in [(IGNORED, ignored), (WARNING, job.warning)] {
-        if let Some(value) = text.and_then(|text| header_value(&text)) {
-            headers.insert(name, value);
-        }
+    headers.extend(ignored_header(&job.ignored));
+    if let Some(value) = job.warning.and_then(|text| header_value(&text)) {
+        headers.insert(WARNING, value);
     }
     Ok(response)
+}
+
+/// The header that names the fields of a request that nobody knows; empty where there are none.
+pub(crate) fn ignored_header(names: &[String]) -> HeaderMap {
+    let value = if names.is_empty() { None } else { header_value(&names.join(", ")) };
+    value.map(|value| (IGNORED, value)).into_iter().collect()
 }
 
 fn seat(app: &App, request: &Request) -> Seat {

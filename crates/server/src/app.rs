@@ -1,6 +1,6 @@
 //! What every handler shares.
 
-use crate::config::{PREPARING_MAX, ServerConfig};
+use crate::config::{BODIES_BYTES_MAX, PREPARING_MAX, ServerConfig};
 use crate::error::ApiError;
 use crate::grammar::Grammars;
 use crate::live::Live;
@@ -8,10 +8,10 @@ use crate::measures::Measures;
 use crate::tools::ToolFormat;
 use engine::Engine;
 use model::Opened;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 /// One model behind HTTP.
 pub(crate) struct App {
@@ -20,14 +20,16 @@ pub(crate) struct App {
     pub(crate) config: ServerConfig,
     pub(crate) live: Live,
     pub(crate) measures: Arc<Measures>,
-    /// Set once, by the order to stop.
-    pub(crate) draining: AtomicBool,
+    /// True from the order to stop on.
+    pub(crate) draining: watch::Sender<bool>,
     /// Seconds since 1970 at the start.
     pub(crate) created: u64,
     /// Requests that are parsed and tokenised at a time: one a core.
-    preparing: Semaphore,
+    preparing: Arc<Semaphore>,
     /// Those, and the ones that wait for it.
-    prepared: Semaphore,
+    prepared: Arc<Semaphore>,
+    /// KiB of bodies that are held at a time.
+    pub(crate) bodies: Arc<Semaphore>,
     /// Ids given out.
     ids: AtomicU64,
     /// How the model writes tool calls, where its template knows them.
@@ -48,10 +50,11 @@ impl App {
             config,
             live: Live::default(),
             measures: Arc::new(Measures::default()),
-            draining: AtomicBool::new(false),
+            draining: watch::Sender::new(false),
             created: now_seconds(),
-            preparing: Semaphore::new(cores),
-            prepared: Semaphore::new(PREPARING_MAX),
+            preparing: Arc::new(Semaphore::new(cores)),
+            prepared: Arc::new(Semaphore::new(PREPARING_MAX)),
+            bodies: Arc::new(Semaphore::new(BODIES_BYTES_MAX >> 10)),
             ids: AtomicU64::new(0),
         }
     }
@@ -63,7 +66,7 @@ impl App {
 
     /// An id as clients see it; the start time keeps ids of different runs apart.
     pub(crate) fn public_id(&self, prefix: &str, id: u64) -> String {
-        format!("{prefix}-{:x}{id:08x}", self.created)
+        format!("{prefix}{:x}{id:08x}", self.created)
     }
 
     /// Runs work that takes time (templates, tokenising, grammars) off the threads that serve connections.
@@ -74,14 +77,19 @@ impl App {
         self: &Arc<Self>,
         work: impl FnOnce(&App) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let Ok(_place) = self.prepared.try_acquire() else {
+        let Ok(place) = self.prepared.clone().try_acquire_owned() else {
             return Err(ApiError::overloaded(format!(
                 "{PREPARING_MAX} requests are being read already; try again later"
             )));
         };
-        let _core = self.preparing.acquire().await.map_err(|_| ApiError::draining())?;
+        let core = self.preparing.clone().acquire_owned().await.map_err(|_| ApiError::draining())?;
         let app = self.clone();
-        let done = tokio::task::spawn_blocking(move || work(&app)).await;
+        let done = tokio::task::spawn_blocking(move || {
+            // The work goes on when the client has left, and counts as long as it does.
+            let _counted = (place, core);
+            work(&app)
+        })
+        .await;
         done.unwrap_or_else(|_| Err(ApiError::internal("the request could not be read: its worker has ended")))
     }
 
@@ -104,7 +112,7 @@ impl App {
 
     /// Refuses new work once the server drains.
     pub(crate) fn admit(&self) -> Result<(), ApiError> {
-        if self.draining.load(Ordering::Relaxed) { Err(ApiError::draining()) } else { Ok(()) }
+        if *self.draining.borrow() { Err(ApiError::draining()) } else { Ok(()) }
     }
 }
 

@@ -1,43 +1,71 @@
 //! From a request's body to its fields: content type, size, arrival and syntax.
 
-use crate::config::{BODY_BYTES_MAX, BODY_SECONDS_MAX};
+use crate::app::App;
+use crate::config::{BODY_BYTES_MAX, BODY_SECONDS_MAX, DISCARDED_BYTES_MAX};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode, header};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 
-/// Reads a JSON body's bytes.
+/// A body's bytes, which count among `BODIES_BYTES_MAX` until this is dropped.
+pub(crate) struct Received {
+    bytes: Vec<u8>,
+    _counted: OwnedSemaphorePermit,
+}
+
+/// Reads a JSON body.
 ///
 /// # Errors
-/// It is not declared as JSON (415), too large (413), late (408) or cut.
-pub(crate) async fn read(request: Request<Body>) -> Result<Vec<u8>, ApiError> {
+/// It is not declared as JSON (415), too large (413), late (408) or cut, or the server stops before it is there (503).
+pub(crate) async fn read(app: &Arc<App>, request: Request<Body>) -> Result<Received, ApiError> {
     let (head, body) = request.into_parts();
     check_type(&head.headers)?;
     let declared = head.headers.get(header::CONTENT_LENGTH).and_then(|n| n.to_str().ok()?.parse::<usize>().ok());
-    if declared.is_some_and(|bytes| BODY_BYTES_MAX < bytes) {
-        return Err(too_large());
-    }
-    let read =
-        tokio::time::timeout(Duration::from_secs(BODY_SECONDS_MAX), Limited::new(body, BODY_BYTES_MAX).collect());
-    match read.await {
-        Ok(Ok(body)) => Ok(body.to_bytes().to_vec()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(error)) => Err(ApiError::new(StatusCode::BAD_REQUEST, format!("the body was cut: {error}"))),
-        Err(_) => {
+    let most = declared.unwrap_or(BODY_BYTES_MAX).min(BODY_BYTES_MAX);
+    let mut draining = app.draining.subscribe();
+    let receive = async {
+        let counted = app.bodies.clone().acquire_many_owned(most.div_ceil(1024) as u32).await;
+        let counted = counted.map_err(|_| ApiError::draining())?;
+        Ok(Received { bytes: collect(body, most).await?, _counted: counted })
+    };
+    tokio::select! {
+        received = tokio::time::timeout(Duration::from_secs(BODY_SECONDS_MAX), receive) => received.unwrap_or_else(|_| {
             let message = format!("the body did not arrive within {BODY_SECONDS_MAX} s");
             Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, message))
+        }),
+        _ = draining.wait_for(|draining| *draining) => Err(ApiError::draining()),
+    }
+}
+
+/// All bytes of a body. A body that is too large is read on and thrown away for a while: most clients look at an
+/// answer only when they have sent everything.
+async fn collect(mut body: Body, most: usize) -> Result<Vec<u8>, ApiError> {
+    let (mut bytes, mut received) = (Vec::new(), 0);
+    while let Some(frame) = body.frame().await {
+        let frame =
+            frame.map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, format!("the body was cut: {error}")))?;
+        let Some(data) = frame.data_ref() else { continue };
+        received += data.len();
+        if DISCARDED_BYTES_MAX < received {
+            break;
+        }
+        if received <= most {
+            bytes.extend_from_slice(data);
         }
     }
+    if most < received { Err(too_large()) } else { Ok(bytes) }
 }
 
 /// Parses a body's bytes.
 ///
 /// # Errors
 /// They are not a JSON object.
-pub(crate) fn parse(bytes: &[u8]) -> Result<Fields, ApiError> {
-    let value = serde_json::from_slice(bytes).map_err(|error| {
+pub(crate) fn parse(received: &Received) -> Result<Fields, ApiError> {
+    let value = serde_json::from_slice(&received.bytes).map_err(|error| {
         ApiError::new(StatusCode::BAD_REQUEST, format!("the body is not valid JSON: {error}")).code("invalid_json")
     })?;
     Fields::of(value)

@@ -19,8 +19,10 @@ pub struct ServerConfig {
     pub default_attention: usize,
     /// Their names.
     pub specs: Specs,
-    /// Bytes of K and V of one token, for the live view.
-    pub kv_bytes_per_token: u64,
+    /// Requests that may wait, and sequences that may run: prompts beyond both can never be taken together.
+    pub max_queue: usize,
+    /// See `max_queue`.
+    pub max_lanes: usize,
     /// How long running streams may go on after the order to stop.
     pub drain: Duration,
 }
@@ -28,11 +30,17 @@ pub struct ServerConfig {
 /// Bytes of a request's body.
 pub const BODY_BYTES_MAX: usize = 16 << 20;
 
+/// Bytes of all bodies that arrive or wait to be read at a time; further ones wait.
+pub const BODIES_BYTES_MAX: usize = 128 << 20;
+
+/// Bytes of a too large body that are read and thrown away, so that its sender sees the answer.
+pub const DISCARDED_BYTES_MAX: usize = 64 << 20;
+
 /// Seconds that a body may take to arrive.
 pub const BODY_SECONDS_MAX: u64 = 60;
 
 /// Seconds that a request's head may take to arrive.
-pub const HEAD_SECONDS_MAX: u64 = 30;
+pub const HEAD_SECONDS_MAX: u64 = 10;
 
 /// Seconds that a client may take no byte of what is ready for it.
 pub const STALL_SECONDS_MAX: u64 = 30;
@@ -61,7 +69,8 @@ pub const CHOICES_MAX: u64 = 128;
 /// Most likely tokens that are reported for each token.
 pub const TOP_LOGPROBS_MAX: u64 = 20;
 
-/// Log-probabilities that one response may hold: prompts x choices x max_tokens x (1 + top), and the prompt's alike.
+/// Log-probabilities that one response may hold: prompts x completions x max_tokens x (1 + alternatives), and the
+/// prompts' own alike.
 pub const LOGPROBS_MAX: usize = 1 << 20;
 
 /// Stop strings.

@@ -1,5 +1,6 @@
 //! What a client is told when something is wrong: OpenAI's error body, and one table of statuses.
 
+use crate::fields::shown;
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -44,7 +45,8 @@ impl ApiError {
 
     /// No model of that name: 404.
     pub(crate) fn unknown_model(asked: &str, served: &[String]) -> Self {
-        let message = format!("the model '{asked}' is not served here; this server has {}", served.join(", "));
+        let asked = shown(&Value::from(asked));
+        let message = format!("the model {asked} is not served here; this server has {}", served.join(", "));
         ApiError { param: Some("model".into()), ..Self::new(StatusCode::NOT_FOUND, message) }.code("model_not_found")
     }
 

@@ -12,11 +12,11 @@ pub(crate) struct Live {
 }
 
 /// One open request.
+#[derive(Clone)]
 struct Open {
-    attention: String,
+    attention: Arc<str>,
     since: Instant,
     prompt_tokens: usize,
-    cached_tokens: usize,
     read_tokens: usize,
     tokens: usize,
 }
@@ -29,25 +29,27 @@ pub(crate) struct Seat {
 
 impl Live {
     /// A request that begins.
-    pub(crate) fn open(&self, id: u64, attention: String, prompt_tokens: usize) -> Seat {
+    pub(crate) fn open(&self, id: u64, attention: impl Into<Arc<str>>, prompt_tokens: usize) -> Seat {
         let since = Instant::now();
-        let open = Open { attention, since, prompt_tokens, cached_tokens: 0, read_tokens: 0, tokens: 0 };
+        let open = Open { attention: attention.into(), since, prompt_tokens, read_tokens: 0, tokens: 0 };
         self.with(|requests| requests.insert(id, open));
         Seat { live: self.clone(), id }
     }
 
-    /// All of them, oldest first.
+    /// All of them, oldest first. What is long is done outside of the lock, for which the engine's thread waits.
     pub(crate) fn list(&self) -> Vec<Value> {
-        self.with(|requests| {
-            let entry = |(id, open): (&u64, &Open)| {
-                json!({
-                    "id": id, "attention": open.attention, "seconds": open.since.elapsed().as_secs_f64(),
-                    "prompt_tokens": open.prompt_tokens, "read_tokens": open.read_tokens,
-                    "cached_tokens": open.cached_tokens, "tokens": open.tokens,
-                })
-            };
-            requests.iter().map(entry).collect()
-        })
+        let entry = |(id, open): (u64, Open)| {
+            json!({
+                "id": id, "attention": &*open.attention, "seconds": open.since.elapsed().as_secs_f64(),
+                "prompt_tokens": open.prompt_tokens, "read_tokens": open.read_tokens, "tokens": open.tokens,
+            })
+        };
+        self.with(|requests| requests.clone()).into_iter().map(entry).collect()
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.with(|requests| requests.len())
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<u64, Open>) -> T) -> T {

@@ -37,7 +37,7 @@ impl Page {
 fn engine(page: &mut Page, app: &App) {
     let (engine, own) = (app.engine.metrics(), &app.measures);
     page.gauge("spindle_requests_waiting", "Requests in the queue.", engine.waiting_requests);
-    page.gauge("spindle_requests_open", "Requests that are not answered to their end.", app.live.list().len());
+    page.gauge("spindle_requests_open", "Requests that are not answered to their end.", app.live.len());
     page.gauge("spindle_sequences_prefilling", "Sequences whose prompt is read.", engine.prefilling_sequences);
     page.gauge("spindle_sequences_running", "Sequences that decode.", engine.running_sequences);
     page.gauge("spindle_lanes", "Sequences that can decode at once.", engine.lanes);

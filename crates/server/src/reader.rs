@@ -1,7 +1,7 @@
 //! The events of one HTTP request, which may be several requests of the engine: one a prompt.
 //!
 //! Concurrency: the engine's thread writes and never waits; an async task reads. Between them is one channel of
-//! `EVENTS_MAX` places a request. A reader that lets it fill is aborted by the engine and told so; a reader that is
+//! `EVENTS_MAX` places a completion. A reader that lets it fill is aborted by the engine and told so; a reader that is
 //! dropped aborts what still runs.
 
 use crate::app::App;
@@ -62,7 +62,8 @@ impl Reader {
         seats: Vec<Seat>,
         prompt: &str,
     ) -> Result<Self, ApiError> {
-        let (sender, events) = mpsc::channel(EVENTS_MAX * requests.len());
+        let completions: usize = requests.iter().map(|request| request.choices).sum();
+        let (sender, events) = mpsc::channel(EVENTS_MAX * completions);
         let (shared, submitted) = (Arc::new(Shared::default()), Instant::now());
         let mut reader =
             Reader { app: app.clone(), events, early: VecDeque::new(), open: Vec::new(), shared, submitted };
@@ -106,6 +107,8 @@ impl Reader {
             return None;
         }
         let next = match self.early.pop_front() {
+            // Of what the engine has aborted nobody needs the rest.
+            _ if self.shared.overflowed.load(Ordering::Relaxed) => None,
             Some(event) => Some(event),
             None => self.events.recv().await,
         };
@@ -127,8 +130,10 @@ impl Reader {
     fn seen(&mut self, next: Option<PromptEvent>) -> Result<PromptEvent, ApiError> {
         let Some((at, event)) = next else {
             return Err(match self.shared.overflowed.load(Ordering::Relaxed) {
-                true => ApiError::internal(format!("the answer was not read in time: {EVENTS_MAX} events waited"))
-                    .code("slow_reader"),
+                true => ApiError::internal(format!(
+                    "the answer was not read in time: {EVENTS_MAX} events of each completion waited"
+                ))
+                .code("slow_reader"),
                 false => ApiError::internal("the engine has stopped"),
             });
         };

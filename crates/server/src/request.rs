@@ -11,13 +11,14 @@ use crate::app::App;
 use crate::error::ApiError;
 use crate::fields::Fields;
 
-/// Checks the field `model` against the names that are served.
+/// The field `model`, or the model's first name.
 ///
 /// # Errors
 /// It names another model.
-pub(crate) fn check_model(fields: &mut Fields, app: &App) -> Result<(), ApiError> {
+pub(crate) fn take_model(fields: &mut Fields, app: &App) -> Result<String, ApiError> {
+    let names = &app.config.names;
     match fields.text("model")? {
-        Some(asked) if !app.config.names.contains(&asked) => Err(ApiError::unknown_model(&asked, &app.config.names)),
-        _ => Ok(()),
+        Some(asked) if !names.contains(&asked) => Err(ApiError::unknown_model(&asked, names)),
+        asked => Ok(asked.unwrap_or_else(|| names[0].clone())),
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! serving --order to stop--> draining: no new connection, no new work (503), running streams go on
-//!         --all ended, or the drain's bound--> what still runs is aborted, the engine's thread joined
+//!         --the drain's bound--> what still runs is aborted; its readers are told
+//!         --all ended--> over
 //! ```
 
 use crate::app::App;
@@ -17,13 +18,15 @@ use hyper_util::service::TowerToHyperService;
 use model::Opened;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 /// A pause after a failed accept: mostly too many open files, which pass.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long readers have to take the last words of what was aborted.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// How a server ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,11 +70,15 @@ pub async fn serve(
         });
     }
     drop(listener);
-    app.draining.store(true, Ordering::Relaxed);
-    match tokio::time::timeout(drain, graceful.shutdown()).await {
-        Ok(()) => Ended::Drained,
-        Err(_) => Ended::Cut,
+    app.draining.send_replace(true);
+    let mut ended = std::pin::pin!(graceful.shutdown());
+    if tokio::time::timeout(drain, &mut ended).await.is_ok() {
+        return Ended::Drained;
     }
+    app.engine.stop();
+    // Readers that do not read are not waited for.
+    let _ = tokio::time::timeout(LAST_WORDS, ended).await;
+    Ended::Cut
 }
 
 /// A connection, and its place among [`CONNECTIONS_MAX`].

@@ -32,6 +32,16 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<()> {
             std::process::exit(130);
         });
     };
+    eprintln!(
+        "server   {} lanes, {} may wait; {} tokens a prefill pass; decode share {}; prefix cache {}; {}; drain {} s",
+        config.max_lanes,
+        config.max_queue,
+        args.model.prefill_tokens,
+        args.model.decode_share.0,
+        if args.model.no_prefix_cache { "off" } else { "on" },
+        if config.api_keys.is_empty() { "no key asked for" } else { "a key is asked for" },
+        args.drain_seconds
+    );
     output::line(&format!("serving {name} at http://{address} ({attention}); ctrl-c stops"))?;
     let ended = runtime.block_on(server::serve(listener, session.engine, session.opened, config, stop));
     if ended == Ended::Cut {
@@ -92,7 +102,8 @@ fn config(args: &ServeArgs, plan: &Plan) -> Result<ServerConfig> {
         attentions: attentions.into_iter().map(engine::Attention::from).collect(),
         default_attention,
         specs: plan.specs.clone(),
-        kv_bytes_per_token: (model.geometry().row_bytes() / kv::PAGE_TOKENS) as u64,
+        max_queue: plan.max_queue,
+        max_lanes: plan.limits.max_lanes,
         drain: Duration::from_secs(u64::from(args.drain_seconds)),
     })
 }

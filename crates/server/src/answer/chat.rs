@@ -32,13 +32,13 @@ pub(crate) struct Calls {
     pub(crate) format: ToolFormat,
     /// The tools that may be called.
     pub(crate) names: Vec<String>,
-    /// A number that makes the calls' ids differ from other requests'.
-    pub(crate) request: u64,
+    /// What makes the calls' ids differ from other requests', of other runs too.
+    pub(crate) request: String,
 }
 
 impl Calls {
     fn parser(&self, choice: usize) -> ToolParser {
-        ToolParser::new(self.format, self.names.clone(), format!("{:x}_{choice}", self.request))
+        ToolParser::new(self.format, self.names.clone(), format!("{}_{choice}", self.request))
     }
 }
 
@@ -75,7 +75,7 @@ impl ChatStyle {
 
 impl Style for ChatStyle {
     fn names(&self) -> Names {
-        Names { id: "chatcmpl", whole: "chat.completion", chunk: "chat.completion.chunk" }
+        Names { id: "chatcmpl-", whole: "chat.completion", chunk: "chat.completion.chunk" }
     }
 
     fn prompt(&mut self, _prompt: usize, tokens: Vec<PromptToken>) {

@@ -65,7 +65,7 @@ impl CompletionStyle {
 
 impl Style for CompletionStyle {
     fn names(&self) -> Names {
-        Names { id: "cmpl", whole: "text_completion", chunk: "text_completion" }
+        Names { id: "cmpl-", whole: "text_completion", chunk: "text_completion" }
     }
 
     fn prompt(&mut self, prompt: usize, tokens: Vec<PromptToken>) {

@@ -1,4 +1,4 @@
-//! An answer as server-sent events: `data: {...}` a piece, comments while the prompt is read, `data: [DONE]` last.
+//! An answer as server-sent events: `data: {...}` a piece, comments where it is silent, `data: [DONE]` last.
 //!
 //! Frames are made when the connection asks for them, so a client that reads slowly leaves its events in the reader's
 //! channel, whose bound ends its request, and a connection that closes drops everything.
@@ -76,13 +76,14 @@ impl Frames {
             tokio::select! {
                 biased;
                 event = self.reader.next() => self.write(event, &mut frame),
-                _ = self.comments.tick(), if self.stage == Stage::Reading => frame = self.comment(),
+                _ = self.comments.tick() => frame = self.comment(),
             }
             for _ in 0..FRAME_EVENTS_MAX {
                 let Some(event) = self.reader.next_ready().filter(|_| self.stage != Stage::Over) else { break };
                 self.write(Some(event), &mut frame);
             }
         }
+        self.comments.reset();
         Some(frame)
     }
 
@@ -141,11 +142,12 @@ impl Frames {
         frame.push_str("data: [DONE]\n\n");
     }
 
-    /// Keeps proxies from cutting a silent stream, and says how far the prompt is.
+    /// Keeps proxies from cutting a silent stream, and says how far the prompts are.
     fn comment(&self) -> String {
         let (done, total) = self.progress.iter().fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
         match total {
             0 => ": waiting\n\n".into(),
+            total if done == total => ": writing\n\n".into(),
             total => format!(": prefill {done}/{total}\n\n"),
         }
     }

@@ -6,9 +6,7 @@ use super::usage::UsageSum;
 use super::{Envelope, Style};
 use crate::error::ApiError;
 use crate::reader::Reader;
-use crate::request::params::Params;
 use engine::{AbortReason, Event, FinishReason, Finished};
-use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// A completion that has ended.
@@ -34,16 +32,17 @@ impl Whole {
     }
 }
 
-/// Reads everything, and writes the response's body.
+/// Reads everything, and writes the response's body: off the async threads, because an answer with log-probabilities
+/// may have many MiB.
 ///
 /// # Errors
 /// The engine failed or ended a completion early.
 pub(crate) async fn collect(
     mut reader: Reader,
     mut style: Box<dyn Style>,
-    envelope: &Envelope,
-    params: &Params,
-) -> Result<Value, ApiError> {
+    envelope: Envelope,
+    choices: usize,
+) -> Result<String, ApiError> {
     let mut prompts: BTreeMap<usize, BTreeMap<usize, Whole>> = BTreeMap::new();
     let mut usage = UsageSum::default();
     while let Some(event) = reader.next().await {
@@ -65,18 +64,18 @@ pub(crate) async fn collect(
         whole.prompt = prompt;
         whole.add(piece);
     }
-    let mut choices = Vec::new();
-    for (_, drawn) in prompts {
-        for whole in best(drawn.into_values().collect(), params.choices) {
-            choices.push(style.choice(choices.len(), whole));
+    let write = move || {
+        let best = prompts.into_values().flat_map(|drawn| best(drawn.into_values().collect(), choices));
+        let choices = best.enumerate().map(|(index, whole)| style.choice(index, whole)).collect();
+        let mut body = envelope.wrap(style.names().whole, choices);
+        body["usage"] = usage.to_json();
+        if let Some((field, value)) = style.extra() {
+            body[field] = value;
         }
-    }
-    let mut body = envelope.wrap(style.names().whole, choices);
-    body["usage"] = usage.to_json();
-    if let Some((field, value)) = style.extra() {
-        body[field] = value;
-    }
-    Ok(body)
+        body.to_string()
+    };
+    let written = tokio::task::spawn_blocking(write).await;
+    written.map_err(|_| ApiError::internal("the answer could not be written: its worker has ended"))
 }
 
 /// The `n` most likely completions, most likely first where some are left out.

@@ -34,8 +34,11 @@ fn one(value: Value, at: &str) -> Result<Message, ApiError> {
     // Templates know the older name.
     let role = if role == "developer" { "system".into() } else { role };
     map.retain(|_, value| !value.is_null());
-    let calls = map.get_mut("tool_calls").map(|calls| check_calls(calls, &format!("{at}.tool_calls"))).transpose()?;
-    let content = content(map.remove("content"), calls.is_some(), at)?;
+    if let Some(calls) = map.get_mut("tool_calls") {
+        check_calls(calls, &format!("{at}.tool_calls"))?;
+    }
+    let may_be_absent = role == "assistant";
+    let content = content(map.remove("content"), may_be_absent, at)?;
     Ok(Message { role, content: Value::String(content), other: map })
 }
 
@@ -58,9 +61,10 @@ fn content(value: Option<Value>, may_be_absent: bool, at: &str) -> Result<String
 
 fn text_of(part: Value, at: &str) -> Result<String, ApiError> {
     let kind = part.get("type").and_then(Value::as_str).unwrap_or("nothing");
-    match (kind, part.get("text")) {
+    let field = if kind == "refusal" { "refusal" } else { "text" };
+    match (kind, part.get(field)) {
         ("text" | "input_text" | "refusal", Some(Value::String(text))) => Ok(text.clone()),
-        ("text", _) => Err(ApiError::invalid(at, format!("{at}.text must be a string"))),
+        ("text" | "input_text" | "refusal", _) => Err(ApiError::invalid(at, format!("{at}.{field} must be a string"))),
         (kind, _) => {
             Err(ApiError::unsupported(at, format!("{at}.type is {kind}: the model reads text only (type \"text\")")))
         }

@@ -30,6 +30,8 @@ pub(crate) struct Params {
     /// Report the prompt's log-probabilities, with so many alternatives.
     pub(crate) prompt_logprobs: Option<usize>,
     pub(crate) stream: Stream,
+    /// Full names of fields inside of fields that nobody knows.
+    pub(crate) ignored: Vec<String>,
 }
 
 /// How the answer is sent.
@@ -55,6 +57,7 @@ pub(crate) fn take(fields: &mut Fields, app: &App, logprobs: Option<usize>) -> R
     let stop_tokens = fields.list("stop_token_ids", STOP_TOKENS_MAX)?.unwrap_or_default();
     let stop_tokens = token_ids(&stop_tokens, fields, "stop_token_ids")?;
     let prompt_logprobs = fields.count("prompt_logprobs", 0..=TOP_LOGPROBS_MAX)?;
+    let mut ignored = Vec::new();
     let mut params = Params {
         attention: attention::take(fields, app)?,
         sampling: take_sampling(fields, app, logprobs)?,
@@ -66,7 +69,8 @@ pub(crate) fn take(fields: &mut Fields, app: &App, logprobs: Option<usize>) -> R
         ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
         skip_special: fields.flag("skip_special_tokens")?.unwrap_or(true),
         prompt_logprobs,
-        stream: take_stream(fields)?,
+        stream: take_stream(fields, &mut ignored)?,
+        ignored,
     };
     if 0 < params.sampling.min_tokens {
         let ends = if params.ignore_eos { &[][..] } else { &app.opened.generation.end_tokens };
@@ -76,14 +80,31 @@ pub(crate) fn take(fields: &mut Fields, app: &App, logprobs: Option<usize>) -> R
         let message = "prompt_logprobs cannot be streamed: leave stream out";
         return Err(ApiError::unsupported("prompt_logprobs", message));
     }
-    if let Some(top) = logprobs {
-        let factors = [params.choices, max_tokens, 1 + top];
-        check_logprobs("logprobs", "n x max_tokens x (1 + alternatives)", &factors)?;
-    }
     Ok(params)
 }
 
 impl Params {
+    /// Refuses a response to so many prompts of so many tokens that would hold too many log-probabilities.
+    ///
+    /// # Errors
+    /// Their number is above its bound.
+    pub(crate) fn check_logprobs(
+        &self,
+        prompts: usize,
+        tokens: usize,
+        logprobs: Option<usize>,
+    ) -> Result<(), ApiError> {
+        if let Some(top) = logprobs {
+            let factors = [prompts, self.drawn, self.max_tokens, 1 + top];
+            check_logprobs("logprobs", "prompts x completions x max_tokens x (1 + alternatives)", &factors)?;
+        }
+        if let Some(top) = self.prompt_logprobs {
+            let factors = [tokens, self.choices, 1 + top];
+            check_logprobs("prompt_logprobs", "prompt tokens x n x (1 + alternatives)", &factors)?;
+        }
+        Ok(())
+    }
+
     /// What the engine is asked for one prompt.
     pub(crate) fn request(&self, tokens: Vec<TokenId>, app: &App) -> Request {
         Request {
@@ -181,7 +202,7 @@ fn take_logit_bias(fields: &mut Fields) -> Result<Vec<(TokenId, f32)>, ApiError>
     map.into_iter().map(entry).collect()
 }
 
-fn take_stream(fields: &mut Fields) -> Result<Stream, ApiError> {
+fn take_stream(fields: &mut Fields, ignored: &mut Vec<String>) -> Result<Stream, ApiError> {
     let streams = fields.flag("stream")?.unwrap_or(false);
     let Some(mut options) = fields.object("stream_options")? else {
         return Ok(if streams { Stream::Yes { usage: false } } else { Stream::No });
@@ -193,12 +214,10 @@ fn take_stream(fields: &mut Fields) -> Result<Stream, ApiError> {
     let each = options.flag("continuous_usage_stats")?.unwrap_or(false);
     // Noise against tracing by packet sizes: there is none to switch off.
     options.flag("include_obfuscation")?;
-    match (each, options.rest().first()) {
-        (true, _) => {
-            let name = "stream_options.continuous_usage_stats";
-            Err(ApiError::unsupported(name, format!("{name} is not supported: usage is the last event")))
-        }
-        (_, Some(name)) => Err(ApiError::invalid(name, format!("{name} is not known"))),
-        _ => Ok(Stream::Yes { usage }),
+    if each {
+        let name = "stream_options.continuous_usage_stats";
+        return Err(ApiError::unsupported(name, format!("{name} is not supported: usage is the last event")));
     }
+    ignored.extend(options.rest());
+    Ok(Stream::Yes { usage })
 }

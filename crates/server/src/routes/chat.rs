@@ -8,8 +8,7 @@ use crate::config::TOP_LOGPROBS_MAX;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::grammar::{GrammarError, ResponseFormat, Rule};
-use crate::request::limits::check_logprobs;
-use crate::request::{check_model, messages, params, unsupported};
+use crate::request::{messages, params, take_model, unsupported};
 use crate::tools::choice::{ToolChoice, Tools};
 use axum::body::Body;
 use axum::extract::State;
@@ -24,16 +23,16 @@ use std::time::Instant;
 /// Answers the last message of a chat.
 pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {
     app.admit()?;
-    let bytes = body::read(request).await?;
+    let bytes = body::read(&app, request).await?;
     let job = app.prepare(move |app| job(body::parse(&bytes)?, app)).await?;
     respond(&app, job).await
 }
 
 fn job(mut fields: Fields, app: &App) -> Result<Job, ApiError> {
-    check_model(&mut fields, app)?;
+    let model = take_model(&mut fields, app)?;
     unsupported::check_chat(&mut fields)?;
     let logprobs = take_logprobs(&mut fields)?;
-    let params = params::take(&mut fields, app, logprobs)?;
+    let mut params = params::take(&mut fields, app, logprobs)?;
     if params.max_tokens == 0 {
         return Err(ApiError::invalid("max_tokens", "max_tokens must be 1 or more in a chat"));
     }
@@ -46,20 +45,20 @@ fn job(mut fields: Fields, app: &App) -> Result<Job, ApiError> {
             "ignore_eos cannot go with response_format or a required tool call: these say where an answer ends";
         return Err(ApiError::unsupported("ignore_eos", message));
     }
-    let tokens = render(&messages, &form.tools, variables, app)?;
-    if let Some(top) = params.prompt_logprobs {
-        check_logprobs("prompt_logprobs", "prompt tokens x (1 + alternatives)", &[tokens.len(), 1 + top])?;
-    }
+    let tokens = render(&messages, &form.tools, variables, true, app)?;
+    params.check_logprobs(1, tokens.len(), logprobs)?;
     let warning = app.vocabulary_warning([&tokens[..]].into_iter());
     let mut request = params.request(tokens, app);
     request.constraint = form.constraint;
     let style = ChatStyle::new(app.opened.clone(), logprobs.is_some(), prompt_top, form.calls);
+    let ignored = [fields.rest(), std::mem::take(&mut params.ignored)].concat();
     Ok(Job {
+        model,
         requests: vec![request],
         prompt_param: "messages",
         params,
         style: Box::new(style),
-        ignored: fields.rest(),
+        ignored,
         warning,
         parsed: Instant::now(),
     })
@@ -91,7 +90,11 @@ impl Form {
                 "parallel_tool_calls: false is not supported with tool_choice auto: use required, or a function";
             return Err(ApiError::unsupported("parallel_tool_calls", message));
         }
-        let calls = app.tool_format.map(|format| Calls { format, names: tools.names(), request: app.next_id() });
+        let calls = app.tool_format.map(|format| Calls {
+            format,
+            names: tools.names(),
+            request: app.public_id("", app.next_id()),
+        });
         let Some(Value::Array(listed)) = listed else { return Ok(Form { tools: Vec::new(), constraint, calls }) };
         Ok(Form { tools: listed, constraint, calls })
     }
@@ -121,7 +124,7 @@ pub(crate) fn take_variables(fields: &mut Fields) -> Result<Map<String, Value>, 
     }
 }
 
-/// A chat's tokens.
+/// A chat's tokens; `add_generation_prompt` ends them with the beginning of the answer.
 ///
 /// # Errors
 /// The model has no template, or the template does not take the messages.
@@ -129,12 +132,13 @@ pub(crate) fn render(
     messages: &[Message],
     tools: &[Value],
     variables: Map<String, Value>,
+    add_generation_prompt: bool,
     app: &App,
 ) -> Result<Vec<kv::TokenId>, ApiError> {
     let Some(template) = &app.opened.chat else {
         return Err(ApiError::invalid("messages", "this model has no chat template: use /v1/completions"));
     };
-    let input = ChatInput { messages, tools, add_generation_prompt: true, variables, ..ChatInput::default() };
+    let input = ChatInput { messages, tools, add_generation_prompt, variables, now: None };
     let text = template.render(&input).map_err(|error| ApiError::invalid("messages", error.to_string()))?;
     // The template writes the special tokens that the model wants.
     app.opened.tokenizer.encode(&text, false).map_err(|error| ApiError::internal(error.to_string()))

@@ -7,10 +7,9 @@ use crate::body;
 use crate::config::{CHOICES_MAX, TOP_LOGPROBS_MAX};
 use crate::error::ApiError;
 use crate::fields::Fields;
-use crate::request::limits::check_logprobs;
 use crate::request::params::{self, Params, Stream};
 use crate::request::prompt::{self, Prompt};
-use crate::request::{check_model, unsupported};
+use crate::request::{take_model, unsupported};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;
@@ -21,13 +20,13 @@ use std::time::Instant;
 /// Continues prompts.
 pub(crate) async fn completions(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {
     app.admit()?;
-    let bytes = body::read(request).await?;
+    let bytes = body::read(&app, request).await?;
     let job = app.prepare(move |app| job(body::parse(&bytes)?, app)).await?;
     respond(&app, job).await
 }
 
 fn job(mut fields: Fields, app: &App) -> Result<Job, ApiError> {
-    check_model(&mut fields, app)?;
+    let model = take_model(&mut fields, app)?;
     unsupported::check_completion(&mut fields)?;
     let logprobs = take_logprobs(&mut fields)?;
     let echo = fields.flag("echo")?.unwrap_or(false);
@@ -49,20 +48,28 @@ fn job(mut fields: Fields, app: &App) -> Result<Job, ApiError> {
         // The echoed prompt has log-probabilities like the completion.
         params.prompt_logprobs = params.prompt_logprobs.max(Some(top));
     }
-    if let Some(top) = params.prompt_logprobs {
-        let tokens = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
-        check_logprobs("prompt", "prompt tokens x n x (1 + alternatives)", &[tokens, params.choices, 1 + top])?;
+    let tokens = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+    params.check_logprobs(prompts.len(), tokens, logprobs)?;
+    let together = app.config.max_queue + app.config.max_lanes / params.drawn.max(1);
+    if together < prompts.len() {
+        let message = format!(
+            "prompt has {} prompts, and this server can have {together} of them waiting and running: send them in turn",
+            prompts.len()
+        );
+        return Err(ApiError::invalid("prompt", message));
     }
     let echoes = if echo { echoes(&prompts, app)? } else { Vec::new() };
     let warning = app.vocabulary_warning(prompts.iter().map(|prompt| &prompt.tokens[..]));
     let requests = prompts.into_iter().map(|prompt| continued(prompt, &params, app)).collect();
     let style = CompletionStyle::new(app.opened.clone(), params.choices, logprobs, echoes, prompt_top);
+    let ignored = [fields.rest(), std::mem::take(&mut params.ignored)].concat();
     Ok(Job {
+        model,
         requests,
         prompt_param: "prompt",
         params,
         style: Box::new(style),
-        ignored: fields.rest(),
+        ignored,
         warning,
         parsed: Instant::now(),
     })

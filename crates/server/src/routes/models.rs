@@ -2,6 +2,7 @@
 
 use crate::app::App;
 use crate::error::ApiError;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::header;
 use axum::response::IntoResponse;
@@ -15,10 +16,15 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> impl IntoResponse {
 }
 
 /// One of them.
-pub(crate) async fn one(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<impl IntoResponse, ApiError> {
-    match app.config.names.contains(&id) {
+pub(crate) async fn one(
+    State(app): State<Arc<App>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<impl IntoResponse, ApiError> {
+    let names = &app.config.names;
+    let id = id.map_or_else(|_| "a name that is no text".to_string(), |Path(id)| id);
+    match names.contains(&id) {
         true => Ok(json_response(&describe(&app, &id))),
-        false => Err(ApiError::unknown_model(&id, &app.config.names)),
+        false => Err(ApiError::unknown_model(&id, names)),
     }
 }
 

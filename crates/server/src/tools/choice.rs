@@ -4,7 +4,7 @@ use crate::grammar::GrammarError;
 use serde_json::Value;
 
 /// Tools of a request.
-const TOOLS_MAX: usize = 128;
+pub(crate) const TOOLS_MAX: usize = 128;
 
 /// Characters of a tool's name.
 const NAME_CHARS_MAX: usize = 64;
