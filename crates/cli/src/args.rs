@@ -106,6 +106,21 @@ pub(crate) struct SelectionArgs {
     pub(crate) window_tokens: Option<TokenCount>,
 }
 
+/// One attention.
+#[derive(ClapArgs, Clone)]
+pub(crate) struct AttentionArgs {
+    /// Attention algorithm: dense, shadowkv, shadowkv+estimate or sketch
+    #[arg(long, value_name = "NAME", default_value = "dense", help_heading = "Attention")]
+    pub(crate) attention: String,
+
+    /// Share of the context that a step selects, for example 0.8% [default: the algorithm's]
+    #[arg(long, value_name = "SHARE", help_heading = "Attention")]
+    pub(crate) budget: Option<Share>,
+
+    #[command(flatten)]
+    pub(crate) selection: SelectionArgs,
+}
+
 /// How tokens are chosen.
 #[derive(ClapArgs, Clone)]
 pub(crate) struct SamplingArgs {
@@ -190,16 +205,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=20))]
     pub(crate) logprobs: Option<u8>,
 
-    /// Attention algorithm: dense, shadowkv, shadowkv+estimate or sketch
-    #[arg(long, value_name = "NAME", default_value = "dense", help_heading = "Attention")]
-    pub(crate) attention: String,
-
-    /// Share of the context that a step selects, for example 0.8% [default: the algorithm's]
-    #[arg(long, value_name = "SHARE", help_heading = "Attention")]
-    pub(crate) budget: Option<Share>,
-
     #[command(flatten)]
-    pub(crate) selection: SelectionArgs,
+    pub(crate) attention: AttentionArgs,
 
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
@@ -256,16 +263,8 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 60, help_heading = "Server")]
     pub(crate) drain_seconds: u16,
 
-    /// Attention of requests that do not choose: dense, shadowkv, shadowkv+estimate or sketch
-    #[arg(long, value_name = "NAME", default_value = "dense", help_heading = "Attention")]
-    pub(crate) attention: String,
-
-    /// Share of the context that a step selects, for example 0.8% [default: the algorithm's]
-    #[arg(long, value_name = "SHARE", help_heading = "Attention")]
-    pub(crate) budget: Option<Share>,
-
     #[command(flatten)]
-    pub(crate) selection: SelectionArgs,
+    pub(crate) attention: AttentionArgs,
 }
 
 /// Several attentions to compare.
@@ -392,16 +391,8 @@ pub(crate) struct InfoArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
 
-    /// Say what is known of this attention: dense, shadowkv, shadowkv+estimate or sketch
-    #[arg(long, value_name = "NAME", default_value = "dense", help_heading = "Attention")]
-    pub(crate) attention: String,
-
-    /// Share of the context that a step selects, for example 0.8% [default: the algorithm's]
-    #[arg(long, value_name = "SHARE", help_heading = "Attention")]
-    pub(crate) budget: Option<Share>,
-
     #[command(flatten)]
-    pub(crate) selection: SelectionArgs,
+    pub(crate) attention: AttentionArgs,
 
     /// Print one JSON object
     #[arg(long)]

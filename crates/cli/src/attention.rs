@@ -1,6 +1,6 @@
 //! From flags to what a request attends with.
 
-use crate::args::SelectionArgs;
+use crate::args::{AttentionArgs, SelectionArgs};
 use crate::quantity::Share;
 use anyhow::{Result, bail, ensure};
 use backend::AlgorithmId;
@@ -16,8 +16,13 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
+    /// Resolves what was typed.
+    pub(crate) fn of(specs: &Specs, args: &AttentionArgs) -> Result<Self> {
+        Self::resolve(specs, &args.attention, args.budget, &args.selection)
+    }
+
     /// Resolves one name and an optional budget.
-    pub(crate) fn resolve(specs: &Specs, name: &str, budget: Option<Share>, flags: &SelectionArgs) -> Result<Self> {
+    fn resolve(specs: &Specs, name: &str, budget: Option<Share>, flags: &SelectionArgs) -> Result<Self> {
         let algorithm = specs.by_name(name)?;
         let spec = specs.get(algorithm);
         let mut selection = spec.selection();

@@ -71,7 +71,7 @@ impl Engine {
         let scheduler = Scheduler::new(config, algorithms, forward.layers());
         let steps = Steps::new(scheduler, Outbox::new(texts), runtime, forward, Arc::new(SystemClock::new()));
         let (messages, inbox) = sync_channel(MESSAGES_MAX);
-        let shared = Arc::new(Shared { metrics: Mutex::new(steps.scheduler.metrics()), ..Shared::default() });
+        let shared = Arc::new(Shared { metrics: Mutex::new(steps.metrics()), ..Shared::default() });
         let thread = Thread { steps, inbox, shared: shared.clone() };
         let spawned = std::thread::Builder::new().name("engine".to_string()).spawn(move || thread.run());
         Engine { messages, shared, thread: Some(spawned.expect("a thread for the engine")) }
@@ -208,7 +208,7 @@ impl Thread {
     }
 
     fn publish(&self) {
-        *self.shared.metrics.lock().unwrap_or_else(PoisonError::into_inner) = self.steps.scheduler.metrics();
+        *self.shared.metrics.lock().unwrap_or_else(PoisonError::into_inner) = self.steps.metrics();
     }
 
     fn fail(mut self, message: &str) {

@@ -3,6 +3,17 @@
 use crate::Scheduler;
 use crate::sequence::Phase;
 
+/// Where the step loop's time went since the start, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepTimes {
+    /// Deciding: plan, reserve, commit.
+    pub schedule_us: u64,
+    /// Launching, and waiting for what is launched.
+    pub device_us: u64,
+    /// Tokens to text, text to readers.
+    pub deliver_us: u64,
+}
+
 /// A snapshot between two steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Metrics {
@@ -52,6 +63,8 @@ pub struct Metrics {
     pub aborted_requests_total: u64,
     /// Requests that were refused.
     pub refused_requests_total: u64,
+    /// Where time went; zero for a scheduler without a step loop.
+    pub times: StepTimes,
 }
 
 impl Metrics {

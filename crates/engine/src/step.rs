@@ -4,10 +4,14 @@
 //! steps in flight is collected for the step before: outputs of sequences that ended meanwhile are discarded, and their
 //! rows and lanes come back only when the step in flight is committed.
 
+use crate::clock::Watch;
+use crate::metrics::StepTimes;
 use crate::outbox::{EventSink, Feedback, Outbox};
 use crate::plan::{Act, Pass, Piece, Plan};
 use crate::scheduler::{Notice, Outcome, Scheduler, Span};
-use crate::{AbortReason, Clock, Event, FinishReason, Forward, PassView, Refusal, Request, RequestId, ScoreView};
+use crate::{
+    AbortReason, Clock, Event, FinishReason, Forward, Metrics, PassView, Refusal, Request, RequestId, ScoreView,
+};
 use backend::{BackendError, Runtime, StepOutput, Ticket};
 use kv::SequenceId;
 use std::collections::VecDeque;
@@ -25,6 +29,8 @@ pub struct Steps {
     in_flight: VecDeque<Launched>,
     /// When the last step was collected, in seconds.
     collected_at: f64,
+    /// + by every step.
+    times: StepTimes,
     /// Sees every plan as one line.
     trace: Option<Trace>,
 }
@@ -60,7 +66,8 @@ impl Steps {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let (in_flight, collected_at) = (VecDeque::new(), clock.seconds());
-        Steps { scheduler, outbox, runtime, forward, clock, in_flight, collected_at, trace: None }
+        let times = StepTimes::default();
+        Steps { scheduler, outbox, runtime, forward, clock, in_flight, collected_at, times, trace: None }
     }
 
     /// Shows every plan to `trace` before it is launched.
@@ -73,13 +80,24 @@ impl Steps {
     /// # Errors
     /// The device was lost: nothing can go on.
     pub fn step(&mut self) -> Result<Progress, BackendError> {
+        let mut watch = Watch::start(self.clock.clone());
         let mut plan = self.scheduler.plan();
         self.scheduler.reserve(&mut plan);
+        self.times.schedule_us += watch.lap();
         let launched = self.launch(plan);
-        let Some(outcome) = self.collect(launched)? else { return Ok(launched) };
+        let outcome = self.collect(launched)?;
+        self.times.device_us += if launched == Progress::Worked { watch.lap() } else { 0 };
+        let Some(outcome) = outcome else { return Ok(launched) };
         let notices = self.scheduler.commit(outcome);
+        self.times.schedule_us += watch.lap();
         self.deliver(notices);
+        self.times.deliver_us += watch.lap();
         Ok(Progress::Worked)
+    }
+
+    /// Counts of the present state, and where time went.
+    pub fn metrics(&self) -> Metrics {
+        Metrics { times: self.times, ..self.scheduler.metrics() }
     }
 
     /// Enqueues the prefill unit, then the decode step.

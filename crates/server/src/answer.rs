@@ -9,12 +9,14 @@ pub(crate) mod usage;
 pub(crate) mod whole;
 
 use crate::app::{App, now_seconds};
+use crate::body;
 use crate::error::ApiError;
+use crate::fields::Fields;
 use crate::live::Seat;
 use crate::reader::Reader;
 use crate::request::params::{Params, Stream};
 use axum::body::Body;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{self, HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::Response;
 use engine::{PromptToken, Request};
 use piece::Piece;
@@ -91,11 +93,23 @@ impl Envelope {
     }
 }
 
-/// Runs a job to its response.
+/// Answers a request that `read` makes a job of.
 ///
 /// # Errors
-/// The engine does not take it, or fails before the response has begun.
-pub(crate) async fn respond(app: &Arc<App>, job: Job) -> Result<Response, ApiError> {
+/// It cannot be read, the engine does not take it, or fails before the response has begun.
+pub(crate) async fn answer(
+    app: &Arc<App>,
+    request: http::Request<Body>,
+    read: fn(Fields, &App) -> Result<Job, ApiError>,
+) -> Result<Response, ApiError> {
+    app.admit()?;
+    let received = body::read(app, request).await?;
+    let job = app.prepare(move |app| read(body::parse(&received)?, app)).await?;
+    respond(app, job).await
+}
+
+/// Runs a job to its response.
+async fn respond(app: &Arc<App>, job: Job) -> Result<Response, ApiError> {
     app.admit()?;
     let id = app.next_id();
     let envelope = Envelope { id: app.public_id(job.style.names().id, id), created: now_seconds(), model: job.model };

@@ -55,6 +55,16 @@ fn engine(page: &mut Page, app: &App) {
     page.counter("spindle_steps_total", "Steps planned.", engine.steps);
     page.counter("spindle_requests_refused_total", "Requests that the engine refused.", engine.refused_requests_total);
     page.counter("spindle_requests_aborted_total", "Requests that were aborted.", engine.aborted_requests_total);
+    let parts = [
+        ("schedule", engine.times.schedule_us),
+        ("device", engine.times.device_us),
+        ("deliver", engine.times.deliver_us),
+    ];
+    let name = "spindle_step_seconds_total";
+    let _ = writeln!(page.out, "# HELP {name} Where the step loop's time went.\n# TYPE {name} counter");
+    for (part, us) in parts {
+        let _ = writeln!(page.out, "{name}{{{},part=\"{part}\"}} {}", page.labels, us as f64 / 1e6);
+    }
     let errors = own.errors.load(Ordering::Relaxed);
     page.counter("spindle_http_errors_total", "Responses with an error status.", errors);
     let slow = own.slow_readers.load(Ordering::Relaxed);

@@ -14,7 +14,7 @@ use serde_json::json;
 /// Prints it.
 pub(crate) fn info(args: &InfoArgs) -> Result<()> {
     let plan = Plan::resolve(&args.model)?;
-    let attention = Attention::resolve(&plan.specs, &args.attention, args.budget, &args.selection)?;
+    let attention = Attention::of(&plan.specs, &args.attention)?;
     let warning = measured::warning(&attention);
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     if args.json {

@@ -24,7 +24,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     ensure!(sampling.min_p.is_none_or(|p| (0.0..=1.0).contains(&p)), "--min-p is from 0 to 1");
     ensure!(sampling.repetition_penalty.is_none_or(|f| 0.0 < f), "--repetition-penalty is above 0");
     let plan = Plan::resolve(&args.model)?;
-    let attention = Attention::resolve(&plan.specs, &args.attention, args.budget, &args.selection)?;
+    let attention = Attention::of(&plan.specs, &args.attention)?;
     let session = plan.start()?;
     match prompt {
         Some(text) => {

@@ -78,13 +78,16 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 fn config(args: &ServeArgs, plan: &Plan) -> Result<ServerConfig> {
-    let default = Attention::resolve(&plan.specs, &args.attention, args.budget, &args.selection)?;
+    let default = Attention::of(&plan.specs, &args.attention)?;
     let dense = default.algorithm == Specs::DENSE;
     if let Some(warning) = measured::warning(&default) {
         eprintln!("warning: {warning}");
     }
-    ensure!(args.budget.is_none() || !dense, "--budget needs --attention with a sparse algorithm: dense reads all");
-    let mut attentions = Attention::resolve_all(&plan.specs, &names(&plan.specs), &[], &args.selection)?;
+    ensure!(
+        args.attention.budget.is_none() || !dense,
+        "--budget needs --attention with a sparse algorithm: dense reads all"
+    );
+    let mut attentions = Attention::resolve_all(&plan.specs, &names(&plan.specs), &[], &args.attention.selection)?;
     let default_attention = usize::from(default.algorithm.0);
     attentions[default_attention] = default;
     let model = plan.opened.config();

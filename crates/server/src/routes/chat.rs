@@ -1,9 +1,8 @@
 //! `POST /v1/chat/completions`.
 
 use crate::answer::chat::{Calls, ChatStyle};
-use crate::answer::{Job, respond};
+use crate::answer::{Job, answer};
 use crate::app::App;
-use crate::body;
 use crate::config::TOP_LOGPROBS_MAX;
 use crate::error::ApiError;
 use crate::fields::Fields;
@@ -22,10 +21,7 @@ use std::time::Instant;
 
 /// Answers the last message of a chat.
 pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {
-    app.admit()?;
-    let bytes = body::read(&app, request).await?;
-    let job = app.prepare(move |app| job(body::parse(&bytes)?, app)).await?;
-    respond(&app, job).await
+    answer(&app, request, job).await
 }
 
 fn job(mut fields: Fields, app: &App) -> Result<Job, ApiError> {

@@ -1,9 +1,8 @@
 //! `POST /v1/completions`.
 
 use crate::answer::completion::CompletionStyle;
-use crate::answer::{Job, respond};
+use crate::answer::{Job, answer};
 use crate::app::App;
-use crate::body;
 use crate::config::{CHOICES_MAX, TOP_LOGPROBS_MAX};
 use crate::error::ApiError;
 use crate::fields::Fields;
@@ -19,10 +18,7 @@ use std::time::Instant;
 
 /// Continues prompts.
 pub(crate) async fn completions(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, ApiError> {
-    app.admit()?;
-    let bytes = body::read(&app, request).await?;
-    let job = app.prepare(move |app| job(body::parse(&bytes)?, app)).await?;
-    respond(&app, job).await
+    answer(&app, request, job).await
 }
 
 fn job(mut fields: Fields, app: &App) -> Result<Job, ApiError> {
