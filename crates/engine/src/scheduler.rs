@@ -164,7 +164,8 @@ impl Scheduler {
     /// # Errors
     /// It can never run, or the queue is full.
     pub fn submit(&mut self, id: RequestId, request: Request) -> Result<(), Refusal> {
-        let checked = self.check(&request).and_then(|()| self.constrain(&request));
+        self.admit_waiting();
+        let checked = self.check(&request).and_then(|()| self.check_queue()).and_then(|()| self.constrain(&request));
         if checked.is_err() {
             self.totals.refused += 1;
         }
@@ -177,13 +178,24 @@ impl Scheduler {
             // It was alone in the queue: nobody else waits while nothing runs.
             return Err(refusal);
         }
-        if self.config.max_queue < self.waiting.len() {
+        let queued = self.check_bound(self.waiting.len());
+        if queued.is_err() {
             self.waiting.pop_back();
             self.requests.remove(&id);
             self.totals.refused += 1;
-            return Err(Refusal::QueueFull { max_queue: self.config.max_queue });
         }
-        Ok(())
+        queued
+    }
+
+    /// Whether one more can wait, asked before work is done for it: nobody overtakes those that wait already.
+    fn check_queue(&self) -> Result<(), Refusal> {
+        if self.waiting.is_empty() { Ok(()) } else { self.check_bound(self.waiting.len() + 1) }
+    }
+
+    /// Whether so many may wait.
+    fn check_bound(&self, waiting: usize) -> Result<(), Refusal> {
+        let max_queue = self.config.max_queue;
+        if max_queue < waiting { Err(Refusal::QueueFull { max_queue }) } else { Ok(()) }
     }
 
     /// All tokens of a sequence that exists.
