@@ -5,18 +5,20 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::tidy;
+use crate::{kernels, tidy};
 
-/// A stage runs Cargo with these arguments, or the tidy checks in this process.
+/// A stage runs Cargo with these arguments, or one of our own commands in this process.
 enum Work {
     Cargo(&'static [&'static str]),
     Tidy,
+    Kernels,
 }
 
 const STAGES: &[(&str, Work)] = &[
     ("formatting", Work::Cargo(&["fmt", "--all", "--check"])),
     ("tidy", Work::Tidy),
     ("clippy", Work::Cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
+    ("CUDA kernels", Work::Kernels),
     ("tests", Work::Cargo(&["test", "--workspace"])),
 ];
 
@@ -32,6 +34,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         let outcome = match work {
             Work::Cargo(args) => cargo(args),
             Work::Tidy => tidy::run(&[]),
+            Work::Kernels => kernels::run(&[]),
         };
         let seconds = stage_start.elapsed().as_secs_f64();
         outcome.with_context(|| format!("{name} failed after {seconds:.1} s; to repeat it alone: {}", rerun(work)))?;
@@ -55,6 +58,7 @@ fn rerun(work: &Work) -> String {
     match work {
         Work::Cargo(args) => format!("cargo {}", args.join(" ")),
         Work::Tidy => "cargo xtask tidy".to_owned(),
+        Work::Kernels => "cargo xtask kernels".to_owned(),
     }
 }
 
@@ -66,5 +70,6 @@ mod tests {
     fn a_stage_is_repeated_by_the_command_that_it_prints() {
         assert_eq!(rerun(&Work::Cargo(&["test", "--workspace"])), "cargo test --workspace");
         assert_eq!(rerun(&Work::Tidy), "cargo xtask tidy");
+        assert_eq!(rerun(&Work::Kernels), "cargo xtask kernels");
     }
 }

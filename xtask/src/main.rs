@@ -1,4 +1,5 @@
-//! Developer commands: `cargo xtask ci`, `cargo xtask tidy`, `cargo xtask golden`.
+//! Developer commands: `cargo xtask ci`, `cargo xtask tidy`, `cargo xtask golden`, `cargo xtask cuda-toolkit`,
+//! `cargo xtask kernels`.
 //!
 //! A command is a line of [`COMMANDS`] and a function; everything here is std and anyhow, so that
 //! a fresh checkout checks itself with nothing but the Rust toolchain.
@@ -10,7 +11,9 @@ use anyhow::{Result, bail};
 
 mod ci;
 mod golden;
+mod kernels;
 mod tidy;
+mod toolkit;
 
 /// One subcommand: what is typed, what it is for, and what runs.
 struct Command {
@@ -20,7 +23,11 @@ struct Command {
 }
 
 const COMMANDS: &[Command] = &[
-    Command { name: "ci", help: "formatting, clippy, tidy and all tests: the same here and in CI", run: ci::run },
+    Command {
+        name: "ci",
+        help: "formatting, clippy, tidy, CUDA kernels and all tests: the same here and in CI",
+        run: ci::run,
+    },
     Command {
         name: "tidy",
         help: "the project's own rules: imports, names, docs, SAFETY, lengths, links",
@@ -30,6 +37,16 @@ const COMMANDS: &[Command] = &[
         name: "golden",
         help: "the bundled model's golden questions at every context, against the reference",
         run: golden::run,
+    },
+    Command {
+        name: "cuda-toolkit",
+        help: "nvcc from PyPI into target/cuda-toolkit, for builds with the feature `cuda`",
+        run: toolkit::run,
+    },
+    Command {
+        name: "kernels",
+        help: "every CUDA kernel for every architecture, clippy with the feature `cuda`, registers",
+        run: kernels::run,
     },
 ];
 
@@ -57,7 +74,7 @@ fn dispatch(args: &[String]) -> Result<()> {
 }
 
 fn usage() -> String {
-    let lines = COMMANDS.iter().map(|command| format!("  cargo xtask {:<8}{}\n", command.name, command.help));
+    let lines = COMMANDS.iter().map(|command| format!("  cargo xtask {:<14}{}\n", command.name, command.help));
     format!("usage:\n{}", lines.collect::<String>())
 }
 

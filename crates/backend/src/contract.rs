@@ -85,6 +85,14 @@ pub trait Backend: Send + Sync {
     /// Bytes that `prepare_weight` keeps for a fused weight of `[out, in]`.
     fn weight_bytes(&self, role: WeightRole, shape: [usize; 2]) -> u64;
 
+    /// A weight of seeded noise, made on the device: near uniform with deviation `1 / sqrt(in)` (a norm is all ones).
+    /// For measurements of speed: right shapes, no meaning.
+    ///
+    /// # Errors
+    /// No memory; a role that has no random form.
+    fn random_weight(&self, role: WeightRole, shape: [usize; 2], bias: bool, seed: u64)
+    -> Result<Weight, BackendError>;
+
     /// An activation array of zeros.
     ///
     /// # Errors
@@ -93,6 +101,23 @@ pub trait Backend: Send + Sync {
 
     /// Bytes of such an array.
     fn buffer_bytes(&self, rows: usize, cols: usize) -> u64;
+
+    /// An activation array that matrix products and attention read and write: a device whose products take bf16 keeps
+    /// it so.
+    ///
+    /// # Errors
+    /// No memory.
+    fn product_buffer(&self, what: &'static str, rows: usize, cols: usize) -> Result<Buffer, BackendError> {
+        self.buffer(what, rows, cols)
+    }
+
+    /// Bytes of such an array.
+    fn product_buffer_bytes(&self, rows: usize, cols: usize) -> u64 {
+        self.buffer_bytes(rows, cols)
+    }
+
+    /// How prompts pass a layer on this device.
+    fn prefill_form(&self) -> PrefillForm;
 
     /// K and V of one layer for `tokens` tokens, contiguous: what prefill attention reads.
     ///
@@ -111,6 +136,16 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// No memory; a head size or group that no kernel covers.
     fn runtime(&self, shape: &RuntimeShape) -> Result<Arc<dyn Runtime>, BackendError>;
+}
+
+/// How prompts pass a layer: sizes that a device works best with, the same for every model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefillForm {
+    /// Tokens that pass a layer's ops together; a longer unit goes in several strides.
+    pub stride_tokens: usize,
+    /// Staging buffers of a pass, which its layers use in turn: with two, a layer's scatter and Index run beside the
+    /// next layer.
+    pub stagings: usize,
 }
 
 /// Which rows of an activation buffer an op works on.
@@ -239,18 +274,14 @@ pub trait Runtime: Inspect + Send + Sync {
     /// then the ops that `record` calls; a backend that captures calls `record` once per `key`.
     fn launch(&self, key: StepKey, input: &StepInput, record: &mut (dyn FnMut() + Send)) -> Ticket;
 
-    /// Waits for a step and returns what it produced.
+    /// Marks the end of what was enqueued, where no decode step follows.
+    fn fence(&self) -> Ticket;
+
+    /// Waits for a step (or a fence) and returns what it produced, and what prefills produced since the ticket before it.
     ///
     /// # Errors
     /// The device was lost.
     fn collect(&self, ticket: Ticket) -> Result<StepOutput, BackendError>;
-
-    /// Waits for what prefills produced since the last call: what `sample` with [`SampleTarget::Prefill`] wrote, in its
-    /// lanes' order, and what `score_tokens` wrote, row by row.
-    ///
-    /// # Errors
-    /// The device was lost.
-    fn collect_prefill(&self) -> Result<StepOutput, BackendError>;
 
     /// Steps that may be in flight before `collect` must be called: 1 on a CPU.
     fn steps_in_flight(&self) -> usize;

@@ -45,6 +45,7 @@ mod merge;
 mod pool_mean;
 mod prefill_attend;
 mod qkv_append;
+mod random;
 mod rotate_code;
 mod sample;
 mod score_codes;

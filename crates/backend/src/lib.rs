@@ -15,6 +15,8 @@ pub mod step;
 
 pub mod contract;
 
+pub mod fuse;
+
 pub mod sketch;
 
 pub mod reference;
@@ -22,8 +24,8 @@ pub mod reference;
 pub mod cpu;
 
 pub use contract::{
-    Backend, BackendError, Batch, EstimateSource, HeadNorms, IndexUnits, Inspect, KvTarget, PageSource, Rotations,
-    Runtime, SampleTarget, TokenSource, VectorSummary, WeightPart, WeightRole,
+    Backend, BackendError, Batch, EstimateSource, HeadNorms, IndexUnits, Inspect, KvTarget, PageSource, PrefillForm,
+    Rotations, Runtime, SampleTarget, TokenSource, VectorSummary, WeightPart, WeightRole,
 };
 pub use handle::{Buffer, Partial, View, Weight};
 pub use mask::TokenMask;

@@ -238,7 +238,9 @@ pub struct Ticket(pub u64);
 pub struct StepOutput {
     /// One entry per active lane, in the order of `StepInput::active`.
     pub lanes: Vec<LaneOutput>,
-    /// One entry per row of `score_tokens`, in call order; of prefills only.
+    /// What `sample` with `SampleTarget::Prefill` wrote before the step, in its lanes' order, call by call.
+    pub prefilled: Vec<LaneOutput>,
+    /// One entry per row of `score_tokens` before the step, in call order.
     pub scores: Vec<TokenScore>,
 }
 

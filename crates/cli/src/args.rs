@@ -4,8 +4,9 @@ mod load;
 
 pub(crate) use load::{EndpointName, Latency, LoadArgs, PromptName, WorkloadName};
 
+use crate::device::DeviceName;
 use crate::quantity::{Bytes, Share, TokenCount};
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 /// Serves long-context language models: dense and sparse attention over a KV cache larger than fast memory.
@@ -49,6 +50,35 @@ pub(crate) enum EvalCommand {
     Perplexity(PerplexityArgs),
 }
 
+/// Where weights come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WeightsName {
+    /// The model's files.
+    Own,
+    /// Seeded noise.
+    Random,
+}
+
+/// Where the model runs.
+#[derive(ClapArgs, Clone)]
+pub(crate) struct DeviceArgs {
+    /// Device that runs the model: cpu, cuda, or cuda:1 for the second GPU
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", help_heading = "Device")]
+    pub(crate) device: DeviceName,
+
+    /// Most memory of the GPU, for everything on it [default: 90% of the GPU's, less what others hold]
+    #[arg(long, value_name = "SIZE", help_heading = "Device")]
+    pub(crate) gpu_memory: Option<Bytes>,
+
+    /// libcublasLt.so.13 for the GPU, or the folder that holds it [default: looked for]
+    #[arg(long, value_name = "PATH", env = "SPINDLE_CUBLAS", help_heading = "Device")]
+    pub(crate) cublas: Option<PathBuf>,
+
+    /// Threads of the CPU [default: one per core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Device")]
+    pub(crate) threads: Option<u16>,
+}
+
 /// Which model, and on what.
 #[derive(ClapArgs, Clone)]
 pub(crate) struct ModelArgs {
@@ -56,7 +86,16 @@ pub(crate) struct ModelArgs {
     #[arg(value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
 
-    /// Memory for KV and summary rows [default: the smaller of 4GiB and half of the free memory]
+    /// The model's own weights, or random ones: noise in the shapes of its config.json, which is then all that it needs
+    /// to have; right for speed, and answers mean nothing
+    #[arg(long, value_name = "SOURCE", default_value = "own")]
+    pub(crate) weights: WeightsName,
+
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+
+    /// Memory for KV and summary rows [default: on a CPU the smaller of 4GiB and half of the free memory, on a GPU what
+    /// the rest leaves of --gpu-memory]
     #[arg(long, value_name = "SIZE", help_heading = "Engine")]
     pub(crate) kv_memory: Option<Bytes>,
 
@@ -68,10 +107,6 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096),
           help_heading = "Engine")]
     pub(crate) max_lanes: u16,
-
-    /// Threads [default: one per core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Engine")]
-    pub(crate) threads: Option<u16>,
 
     /// Tokens that pass the model together in prefill; a longer prompt takes several passes
     #[arg(long, value_name = "TOKENS", default_value = "8K", help_heading = "Engine")]
@@ -227,9 +262,8 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) questions: u16,
 
-    /// Threads [default: one per core]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(crate) threads: Option<u16>,
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
 }
 
 /// `spindle serve`.

@@ -6,6 +6,10 @@ mod quantity;
 
 mod commands;
 
+mod device;
+
+mod sizes;
+
 mod session;
 
 mod attention;

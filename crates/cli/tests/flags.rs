@@ -45,6 +45,9 @@ fn bad_flags_are_refused_by_name() {
     check(&run(&["--logit-bias", "5:inf", "--temperature", "1"]), "bias");
     check(&run(&["--logit-bias", "5"]), "ID:BIAS");
     check(&run(&["--choices", "9", "--max-lanes", "4"]), "9 choices");
+    check(&run(&["--device", "gpu"]), "'gpu' is not a device; write cpu, cuda, or cuda:1");
+    check(&run(&["--gpu-memory", "8GiB"]), "--gpu-memory needs --device cuda");
+    check(&run(&["--weights", "noise"]), "own, random");
     check(&["run", "--file", "no/such/file"], "cannot read no/such/file");
     check(&["run"], "there is no prompt");
     check(&["run", "no/such/model", "--prompt", "x"], "no/such/model");
@@ -138,12 +141,31 @@ fn speed_and_gap_are_measured() {
     assert_eq!(json["gaps"].as_array().expect("gaps").len(), 1);
 }
 
+/// A machine with a GPU has nothing to refuse.
+#[test]
+fn a_device_that_is_not_there_is_an_error() {
+    for command in ["run", "serve", "bench", "info", "demo"] {
+        let output = spindle(&[command, "--device", "cuda:999"], Some("the code"));
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{command}: {text}");
+        assert!(text.contains("error: --device cuda:999: "), "{command}: {text}");
+        let is_told = text.contains("cargo build --release --features cuda") && text.contains("built without CUDA");
+        assert!(is_told || cfg!(feature = "cuda"), "{command}: {text}");
+    }
+}
+
 #[test]
 fn info_shows_the_plan_without_loading() {
     let output = spindle(&["info"], None);
     let out = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success());
-    for wanted in ["needle (qwen3, 4 layers", "KV pool", "prefill staging", "selection workspace", "at most"] {
+    let built = if cfg!(feature = "cuda") { "built with CUDA" } else { "built without CUDA" };
+    for wanted in [built, "needle (qwen3, 4 layers", "KV pool", "prefill staging", "selection workspace", "at most"] {
         assert!(out.contains(wanted), "no '{wanted}' in {out}");
     }
+    let json = spindle(&["info", "--json"], None);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON on standard output");
+    assert_eq!(json["built_with"]["cuda"], cfg!(feature = "cuda"));
+    assert!(json["gpu"]["devices"].is_array() && json["gpu_memory_bytes"].is_null(), "{json}");
+    assert_eq!(json["model"]["weights"], "safetensors");
 }

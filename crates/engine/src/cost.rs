@@ -73,6 +73,18 @@ pub struct CostModel {
     decode_seconds: f64,
 }
 
+/// How fast a device is taken to be before anything was measured.
+struct Pace {
+    /// Floating-point operations a second.
+    flops: f64,
+    /// Bytes a second, of what is copied.
+    bytes: f64,
+    /// Seconds of a call.
+    call: f64,
+    /// Seconds of a token through the output matrix, and of a decode step.
+    token: f64,
+}
+
 /// Weight of a new measurement against a well known coefficient.
 const LEARNING_RATE: f64 = 0.3;
 
@@ -88,15 +100,26 @@ impl Default for CostModel {
 
 impl CostModel {
     /// A guess for layers of `layer_parameters` weights whose attention is `attention_width` = q_heads * head_dim wide,
-    /// on a slow machine (2 GFLOP/s).
+    /// on a slow CPU.
     pub fn conservative(layer_parameters: usize, attention_width: usize) -> Self {
-        const FLOPS: f64 = 2e9;
+        let slow = Pace { flops: 2e9, bytes: 2e9, call: 50e-6, token: 5e-3 };
+        Self::at(slow, layer_parameters, attention_width)
+    }
+
+    /// The guess for a GPU: one that reaches a good part of its peak, so that the first units are long enough to.
+    pub fn gpu(layer_parameters: usize, attention_width: usize) -> Self {
+        let pace = Pace { flops: 1e14, bytes: 1e12, call: 10e-6, token: 1e-3 };
+        Self::at(pace, layer_parameters, attention_width)
+    }
+
+    fn at(pace: Pace, layer_parameters: usize, attention_width: usize) -> Self {
         let (parameters, width) = (layer_parameters as f64, attention_width as f64);
-        let linear = 2.0 * parameters / FLOPS;
-        let attend = 4.0 * width / FLOPS;
+        let linear = 2.0 * parameters / pace.flops;
+        let attend = 4.0 * width / pace.flops;
+        let copy = 4.0 * width / pace.bytes;
         // The output matrix counts for as much as it may for one token.
-        let seconds = [linear, linear, attend, 10.0 * attend, attend, 5e-3, 5e-3, 50e-6];
-        CostModel { seconds, seen: [0.0; KINDS], decode_seconds: 5e-3 }
+        let seconds = [linear, linear, attend, 10.0 * copy, copy, pace.token, pace.token, pace.call];
+        CostModel { seconds, seen: [0.0; KINDS], decode_seconds: pace.token }
     }
 
     /// Predicted seconds of some work.
@@ -164,6 +187,15 @@ mod tests {
     #[test]
     fn units_take_about_what_was_asked_for() {
         [1.0, 0.3, 10.0].into_iter().for_each(converges);
+    }
+
+    #[test]
+    fn the_first_unit_on_a_gpu_is_long_enough_to_fill_it() {
+        // A layer of Llama 3.1 8B.
+        let (parameters, width) = (218_103_808, 4096);
+        let layer = |tokens: f64| Work { linear: tokens, attend: tokens * tokens / 2.0, fixed: 1.0, ..Work::default() };
+        assert!(CostModel::gpu(parameters, width).seconds(&layer(1024.0)) < 0.010);
+        assert!(0.050 < CostModel::conservative(parameters, width).seconds(&layer(1.0)));
     }
 
     #[test]

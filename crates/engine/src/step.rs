@@ -12,7 +12,7 @@ use crate::scheduler::{Notice, Outcome, Scheduler, Span};
 use crate::{
     AbortReason, Clock, Event, FinishReason, Forward, Metrics, PassView, Refusal, Request, RequestId, ScoreView,
 };
-use backend::{BackendError, Runtime, StepOutput, Ticket};
+use backend::{BackendError, Runtime, Ticket};
 use kv::SequenceId;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ pub enum Progress {
 /// A step in flight.
 struct Launched {
     plan: Plan,
-    ticket: Option<Ticket>,
+    ticket: Ticket,
     began_at: f64,
     /// When the unit's calls had returned.
     unit_at: f64,
@@ -116,7 +116,8 @@ impl Steps {
         let ticket = plan
             .decode
             .as_ref()
-            .map(|decode| runtime.launch(decode.key, &decode.input, &mut || forward.decode(runtime, decode.key)));
+            .map(|decode| runtime.launch(decode.key, &decode.input, &mut || forward.decode(runtime, decode.key)))
+            .unwrap_or_else(|| runtime.fence());
         self.in_flight.push_back(Launched { plan, ticket, began_at, unit_at });
         Progress::Worked
     }
@@ -128,15 +129,11 @@ impl Steps {
             return Ok(None);
         }
         let Some(Launched { plan, ticket, began_at, unit_at }) = self.in_flight.pop_front() else { return Ok(None) };
-        let collects = plan.has_prefill_output();
-        let prefill = if collects { self.runtime.collect_prefill()? } else { StepOutput::default() };
-        let sampled_at = self.clock.seconds();
-        let decode = ticket.map_or(Ok(StepOutput::default()), |ticket| self.runtime.collect(ticket))?;
+        let output = self.runtime.collect(ticket)?;
         let now = self.clock.seconds();
         let (unit, step) = if self.runtime.steps_in_flight() == 1 {
             // Calls return when they are done: each part is measured by itself.
-            let sampling = if collects && plan.decode.is_none() { sampled_at - unit_at } else { 0.0 };
-            (unit_at - began_at + sampling, now - unit_at - sampling)
+            (unit_at - began_at, now - unit_at)
         } else {
             // Steps run back to back on the device: the time between two collects, split as predicted.
             let (elapsed, shares) = (now - began_at.max(self.collected_at), plan.predicted_shares());
@@ -147,7 +144,7 @@ impl Steps {
         self.collected_at = now;
         let unit_seconds = (!plan.pieces.is_empty()).then_some(unit);
         let decode_seconds = plan.decode.is_some().then_some(step);
-        Ok(Some(Outcome { plan, unit_seconds, decode_seconds, decode_span, prefill, decode }))
+        Ok(Some(Outcome { plan, unit_seconds, decode_seconds, decode_span, output }))
     }
 
     /// Tells the readers; what their texts and their absence mean goes back to the scheduler.

@@ -46,6 +46,8 @@ pub struct Decoder {
     decode: DecodeBuffers,
     unit: UnitBuffers,
     passes: Vec<PassBuffers>,
+    /// Tokens of a prefill unit that pass a layer together.
+    stride_tokens: usize,
 }
 
 impl Decoder {
@@ -67,6 +69,7 @@ impl Decoder {
             decode: DecodeBuffers::new(backend, &config, limits)?,
             unit: UnitBuffers::new(backend, &config)?,
             passes: PassBuffers::all(backend, &config, limits)?,
+            stride_tokens: backend.prefill_form().stride_tokens,
             config,
         })
     }
@@ -144,12 +147,12 @@ impl Forward for Decoder {
     }
 
     fn prefill_gather(&self, runtime: &dyn Runtime, pass: &PassView<'_>, layer: usize) {
-        runtime.gather_layer(&self.passes[pass.slot].staging, layer, 0..pass.first, pass.kv_rows);
+        runtime.gather_layer(self.passes[pass.slot].staging(layer), layer, 0..pass.first, pass.kv_rows);
     }
 
     fn prefill_scatter(&self, runtime: &dyn Runtime, pass: &PassView<'_>, layer: usize) {
         let tokens = pass.first..pass.first + pass.tokens.len();
-        runtime.scatter_layer(&self.passes[pass.slot].staging, layer, tokens, pass.kv_rows);
+        runtime.scatter_layer(self.passes[pass.slot].staging(layer), layer, tokens, pass.kv_rows);
     }
 
     fn prefill_index(

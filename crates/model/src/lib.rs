@@ -35,6 +35,6 @@ pub use decoder::{Decoder, DecoderLimits};
 pub use error::Error;
 pub use forward::{Forward, PASSES_MAX, PassView, ScoreView};
 pub use generation::Generation;
-pub use source::{ModelSource, Opened, open, open_gguf_bytes};
+pub use source::{ModelSource, Opened, WeightSource, open, open_gguf_bytes, open_with};
 pub use tensor_list::TensorSpec;
 pub use tokenizer::{Detokenizer, Tokenizer, UnknownWords};

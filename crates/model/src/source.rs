@@ -23,8 +23,20 @@ pub enum ModelSource {
     Gguf(PathBuf),
 }
 
+/// Which weights a model is opened with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightSource {
+    /// Those in its files.
+    Files,
+    /// Noise in the shapes of its configuration, which is all that it needs to have.
+    Random {
+        /// Of the noise.
+        seed: u64,
+    },
+}
+
 impl ModelSource {
-    /// Decides by what lies at `path`.
+    /// Decides by what lies at `path`; a `config.json` stands for its folder.
     ///
     /// # Errors
     /// [`Error::NotAModel`] with what is expected, or [`Error::Io`] if nothing can be read there.
@@ -37,6 +49,10 @@ impl ModelSource {
                 true => Ok(Self::Folder(path.to_owned())),
                 false => refused("the folder has no config.json; give a Hugging Face model folder or a GGUF file"),
             };
+        }
+        if path.file_name().is_some_and(|name| name == "config.json") {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            return Ok(Self::Folder(folder.unwrap_or(Path::new(".")).to_owned()));
         }
         let mut magic = [0; 4];
         let read = std::fs::File::open(path).and_then(|mut file| file.read(&mut magic));
@@ -89,24 +105,39 @@ impl Opened {
 /// # Errors
 /// Any variant of [`Error`]; each names the file and what is wrong with it.
 pub fn open(source: &ModelSource) -> Result<Opened, Error> {
+    open_with(source, WeightSource::Files)
+}
+
+/// As [`open`], with weights of another source. Random weights do without a tokenizer: a stand-in takes its place.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with(source: &ModelSource, weights: WeightSource) -> Result<Opened, Error> {
     match source {
-        ModelSource::Bundled => open_folder(&Folder::Bundled),
-        ModelSource::Folder(path) => open_folder(&Folder::Disk(path.clone())),
-        ModelSource::Gguf(path) => open_gguf(Gguf::open(path)?),
+        ModelSource::Bundled => open_folder(&Folder::Bundled, weights),
+        ModelSource::Folder(path) => open_folder(&Folder::Disk(path.clone()), weights),
+        ModelSource::Gguf(path) => open_gguf(Gguf::open(path)?, weights),
     }
 }
 
-fn open_folder(folder: &Folder) -> Result<Opened, Error> {
+fn open_folder(folder: &Folder, weights: WeightSource) -> Result<Opened, Error> {
     let file = folder.need("config.json")?;
     let config = ModelConfig::from_hugging_face(file.bytes(), file.name(), &folder.name())?;
     let generation = match folder.find("generation_config.json")? {
         Some(file) => Generation::from_hugging_face(file.bytes(), file.name(), &config)?,
         None => Generation::from_end_tokens(config.eos.clone()),
     };
-    let tokenizer = Tokenizer::from_folder(folder)?.with_ids(config.bos, config.eos.first().copied());
+    let tokenizer = match (weights, folder.find("tokenizer.json")?) {
+        (WeightSource::Random { .. }, None) => Tokenizer::stand_in(config.vocab_size)?,
+        _ => Tokenizer::from_folder(folder)?,
+    };
+    let tokenizer = tokenizer.with_ids(config.bos, config.eos.first().copied());
     check_vocabulary(&tokenizer, &config, &folder.label())?;
     let chat = folder_chat(folder, &tokenizer)?;
-    let checkpoint = Checkpoint::from_folder(folder, config)?;
+    let checkpoint = match weights {
+        WeightSource::Files => Checkpoint::from_folder(folder, config)?,
+        WeightSource::Random { seed } => Checkpoint::random(config, seed),
+    };
     Ok(Opened { checkpoint, tokenizer, chat, generation })
 }
 
@@ -115,10 +146,10 @@ fn open_folder(folder: &Folder) -> Result<Opened, Error> {
 /// # Errors
 /// As [`open`].
 pub fn open_gguf_bytes(name: &str, bytes: Vec<u8>) -> Result<Opened, Error> {
-    open_gguf(Gguf::from_file(ModelFile::owned(name, bytes))?)
+    open_gguf(Gguf::from_file(ModelFile::owned(name, bytes))?, WeightSource::Files)
 }
 
-fn open_gguf(gguf: Gguf) -> Result<Opened, Error> {
+fn open_gguf(gguf: Gguf, weights: WeightSource) -> Result<Opened, Error> {
     let config = ModelConfig::from_gguf(&gguf)?;
     let tokenizer = Tokenizer::from_gguf(&gguf)?;
     check_vocabulary(&tokenizer, &config, gguf.file())?;
@@ -127,7 +158,10 @@ fn open_gguf(gguf: Gguf) -> Result<Opened, Error> {
         Some(source) => Some(template(source, gguf.file(), &tokenizer)?),
         None => None,
     };
-    let checkpoint = Checkpoint::from_gguf(gguf, config)?;
+    let checkpoint = match weights {
+        WeightSource::Files => Checkpoint::from_gguf(gguf, config)?,
+        WeightSource::Random { seed } => Checkpoint::random(config, seed),
+    };
     Ok(Opened { checkpoint, tokenizer, chat, generation })
 }
 

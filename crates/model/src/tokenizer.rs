@@ -5,6 +5,7 @@
 
 mod detokenizer;
 mod gguf;
+mod stand_in;
 
 use crate::Error;
 use crate::folder::Folder;
@@ -55,6 +56,11 @@ impl Tokenizer {
     fn new(inner: tokenizers::Tokenizer, file: &str, bos: Option<u32>, eos: Option<u32>) -> Self {
         let unknown = unknown_token(&inner).and_then(|token| inner.token_to_id(&token));
         Self { inner: std::sync::Arc::new(inner), file: file.to_owned(), bos, eos, unknown }
+    }
+
+    /// Whether it stands in for a model's own: its tokens are bytes.
+    pub fn is_stand_in(&self) -> bool {
+        self.file == stand_in::NAME
     }
 
     /// Takes the model's own special ids where the tokenizer's files name none.

@@ -92,7 +92,7 @@ impl Reader {
                 }
                 Some((_, Event::Failed(why))) => return Err(ApiError::internal(format!("the engine failed: {why}"))),
                 Some(event) => reader.early.push_back(event),
-                None => return Err(ApiError::internal("the engine has stopped")),
+                None => return Err(reader.stopped()),
             }
         }
         Ok(reader)
@@ -127,6 +127,12 @@ impl Reader {
         Some(parsed.elapsed().saturating_sub(engine))
     }
 
+    /// The engine's thread has ended without a last word to this request.
+    fn stopped(&self) -> ApiError {
+        let why = self.app.engine.failure().map_or(String::new(), |why| format!(": {why}"));
+        ApiError::internal(format!("the engine has stopped{why}"))
+    }
+
     fn seen(&mut self, next: Option<PromptEvent>) -> Result<PromptEvent, ApiError> {
         let Some((at, event)) = next else {
             return Err(match self.shared.overflowed.load(Ordering::Relaxed) {
@@ -134,7 +140,7 @@ impl Reader {
                     "the answer was not read in time: {EVENTS_MAX} events of each completion waited"
                 ))
                 .code("slow_reader"),
-                false => ApiError::internal("the engine has stopped"),
+                false => self.stopped(),
             });
         };
         match event {

@@ -4,6 +4,7 @@
 //! serving --order to stop--> draining: no new connection, no new work (503), running streams go on
 //!         --the drain's bound--> what still runs is aborted; its readers are told
 //!         --all ended--> over
+//!         --the engine fails--> its readers were told (500), /health says so; over a moment later
 //! ```
 
 use crate::app::App;
@@ -28,16 +29,24 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long readers have to take the last words of what was aborted.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// How often the engine is looked at.
+const ENGINE_LOOK: Duration = Duration::from_millis(100);
+
+/// How long a server whose engine has failed goes on to say so.
+const FAILED_STAY: Duration = Duration::from_secs(1);
+
 /// How a server ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// Every stream came to its end.
     Drained,
     /// Streams still ran at the drain's bound and were cut.
     Cut,
+    /// The engine failed, for this reason.
+    Failed(String),
 }
 
-/// Serves one engine until `stop` completes, then drains.
+/// Serves one engine until `stop` completes, then drains; or until the engine fails.
 pub async fn serve(
     listener: TcpListener,
     engine: Engine,
@@ -49,10 +58,11 @@ pub async fn serve(
     let app = Arc::new(App::new(engine, opened, config));
     let router = routes::router(app.clone());
     let (graceful, places) = (GracefulShutdown::new(), Arc::new(Semaphore::new(CONNECTIONS_MAX)));
-    let mut stop = std::pin::pin!(stop);
-    loop {
+    let (mut stop, mut failure) = (std::pin::pin!(stop), std::pin::pin!(failure(&app)));
+    let failed = loop {
         let accepted = tokio::select! {
-            () = &mut stop => break,
+            () = &mut stop => break None,
+            why = &mut failure => break Some(why),
             accepted = accept(&listener, &places) => accepted,
         };
         let Some((stream, place)) = accepted else { continue };
@@ -68,17 +78,37 @@ pub async fn serve(
             let _ = watched.await;
             drop(place);
         });
-    }
+    };
     drop(listener);
+    if let Some(why) = failed {
+        // Every request has been told; readers that do not read are not waited for.
+        let _ = tokio::time::timeout(LAST_WORDS, graceful.shutdown()).await;
+        return Ended::Failed(why);
+    }
     app.draining.send_replace(true);
     let mut ended = std::pin::pin!(graceful.shutdown());
-    if tokio::time::timeout(drain, &mut ended).await.is_ok() {
+    let drained = tokio::select! {
+        drained = tokio::time::timeout(drain, &mut ended) => drained.is_ok(),
+        why = &mut failure => return Ended::Failed(why),
+    };
+    if drained {
         return Ended::Drained;
     }
     app.engine.stop();
     // Readers that do not read are not waited for.
     let _ = tokio::time::timeout(LAST_WORDS, ended).await;
     Ended::Cut
+}
+
+/// Completes when the engine has failed and the server has said so for a while.
+async fn failure(app: &App) -> String {
+    loop {
+        tokio::time::sleep(ENGINE_LOOK).await;
+        if let Some(why) = app.engine.failure() {
+            tokio::time::sleep(FAILED_STAY).await;
+            return why;
+        }
+    }
 }
 
 /// A connection, and its place among [`CONNECTIONS_MAX`].

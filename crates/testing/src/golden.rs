@@ -34,6 +34,33 @@ pub struct GoldenQuestion {
     pub margin: f64,
 }
 
+/// The needle documents, embedded: a GPU's machine needs no checkout.
+macro_rules! documents {
+    ($($context:literal: $($document:literal)*;)*) => {
+        &[$($((
+            $context,
+            $document,
+            include_bytes!(concat!("../golden/needle/docs/", $context, "-", $document, ".u16")),
+        )),*),*]
+    };
+}
+
+/// Context, document, tokens.
+const DOCUMENTS: &[(usize, usize, &[u8])] = documents![
+    1024: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15;
+    4096: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15;
+    16384: 0 1 2 3 4 5 6 7;
+    32768: 0 1 2 3 4 5 6 7;
+    65536: 0;
+    131072: 0;
+];
+
+/// What the reference says of them.
+const GOLDEN: &str = include_str!("../golden/needle/golden.json");
+
+/// Contexts that have documents.
+pub const CONTEXTS: [usize; 6] = [1024, 4096, 16_384, 32_768, 65_536, 131_072];
+
 /// The folder of golden files.
 pub fn folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("golden")
@@ -43,10 +70,9 @@ impl GoldenContext {
     /// Reads one context.
     ///
     /// # Panics
-    /// The files are not as `golden/needle/README.md` says.
+    /// There is none of this length.
     pub fn read(context: usize) -> Self {
-        let text = std::fs::read_to_string(folder().join("needle/golden.json")).expect("golden.json is in the project");
-        let all: Value = serde_json::from_str(&text).expect("golden.json is JSON");
+        let all: Value = serde_json::from_str(GOLDEN).expect("golden.json is JSON");
         let own = &all["contexts"][context.to_string()];
         let text = |q: &Value, field: &str| q[field].as_str().expect("a text").to_string();
         let question = |q: &Value| GoldenQuestion {
@@ -73,8 +99,8 @@ impl GoldenContext {
     /// # Panics
     /// There is no such document.
     pub fn document(&self, document: usize) -> Vec<TokenId> {
-        let path = folder().join(format!("needle/docs/{}-{document}.u16", self.context));
-        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let of = |(context, number, _): &&(usize, usize, &[u8])| (*context, *number) == (self.context, document);
+        let (_, _, bytes) = DOCUMENTS.iter().find(of).expect("a document that is kept");
         bytes.chunks_exact(2).map(|b| TokenId::from(u16::from_le_bytes([b[0], b[1]]))).collect()
     }
 

@@ -1,12 +1,14 @@
 //! Golden questions asked of our engine, and the rules by which the answers are judged.
 
-use crate::golden::GoldenContext;
+use crate::golden::{CONTEXTS, GoldenContext};
 use crate::rig::{Rig, RigOptions};
-use backend::cpu::CpuOptions;
+use backend::Backend;
+use backend::cpu::{CpuBackend, CpuOptions};
 use engine::Attention;
 use eval::{Document, Question};
 use kv::geometry;
 use model::{ModelSource, needle_text};
+use serde_json::{Value, json};
 
 /// An attention that the reference has an accuracy for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,11 +54,72 @@ const AT_ONCE: usize = 32;
 /// # Panics
 /// The bundled model does not load.
 pub fn needle_rig(context: usize, cpu: CpuOptions) -> Rig {
+    let backend = CpuBackend::new(cpu).expect("the instruction set is present");
+    needle_rig_on(&backend, context, RigOptions::new(AT_ONCE + 1, context + 64))
+}
+
+/// The same on any backend; the pool's size is the run's own.
+///
+/// # Panics
+/// The bundled model does not load.
+pub fn needle_rig_on(backend: &dyn Backend, context: usize, options: RigOptions) -> Rig {
     let opened = model::open(&ModelSource::Bundled).expect("the bundled model opens");
-    let options = RigOptions::new(AT_ONCE + 1, context + 64);
     // The document, every algorithm's summaries of it, and each question's own rows.
     let pool_rows = 2 * geometry::pages(context + 64) + 64 * (AT_ONCE + 1);
-    Rig::start(&opened, None, RigOptions { cpu, pool_rows, ..options })
+    Rig::start_on(backend, &opened, None, RigOptions { pool_rows, ..options })
+}
+
+/// Options of such a rig on a GPU.
+pub fn gpu_options(context: usize) -> RigOptions {
+    RigOptions::new(AT_ONCE + 1, context + 64).on_gpu()
+}
+
+/// The whole golden table: every question of every context under every mode.
+#[derive(Debug, Default)]
+pub struct Table {
+    /// A record a context and mode.
+    pub results: Vec<Value>,
+    /// Broken rules.
+    pub problems: Vec<String>,
+}
+
+impl Table {
+    /// Asks everything of the rigs that `start` makes, one for each context; every finished line goes to `say`.
+    ///
+    /// # Panics
+    /// The engine fails.
+    pub fn ask(start: impl Fn(usize) -> Rig, say: &mut dyn FnMut(&str)) -> Self {
+        let mut table = Table::default();
+        say("| context | questions | attention | right | reference |\n| --- | ---: | --- | ---: | ---: |");
+        for context in CONTEXTS {
+            let golden = GoldenContext::read(context);
+            let rig = start(context);
+            for tally in ask(&rig, &golden, 0..golden.documents(), &MODES) {
+                table.add(&golden, &tally, say);
+            }
+        }
+        table
+    }
+
+    fn add(&mut self, golden: &GoldenContext, tally: &Tally, say: &mut dyn FnMut(&str)) {
+        let Tally { mode, asked, .. } = tally;
+        let (context, reference, accuracy) = (golden.context, golden.accuracy(mode.key), tally.accuracy());
+        say(&format!("| {context} | {asked} | {} | {accuracy:.4} | {reference:.4} |", mode.key));
+        // At 1K the reference's window and remainder differ too much from ours for the sparse rule to hold.
+        if 4096 <= context || mode.algorithm == "dense" {
+            self.problems.extend(tally.judge(golden));
+        }
+        self.results.push(json!({
+            "context": context, "questions": asked, "attention": mode.key, "accuracy": accuracy,
+            "reference": reference, "reference_dense_same_questions": tally.reference_right as f64 / *asked as f64,
+            "disagreements_at_margin": tally.disagreements.len(),
+        }));
+    }
+
+    /// As JSON, with what names the run.
+    pub fn json(&self, device: (&str, &str)) -> Value {
+        json!({(device.0): device.1, "results": self.results, "problems": self.problems})
+    }
 }
 
 /// A mode as golden runs want it: no floor, no shortest context.

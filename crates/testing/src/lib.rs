@@ -6,9 +6,13 @@ pub mod golden;
 
 pub mod golden_run;
 
+pub mod greedy;
+
 pub mod rig;
 
 pub mod solo;
+
+pub mod company;
 
 pub mod constraints;
 

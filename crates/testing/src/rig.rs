@@ -1,4 +1,4 @@
-//! A model on the CPU with an engine around it, and a whole answer as one value.
+//! A model on a backend with an engine around it, and a whole answer as one value.
 
 use backend::cpu::{CpuBackend, CpuOptions};
 use backend::{Backend, Sampling};
@@ -18,8 +18,10 @@ pub struct Rig {
 /// How a rig is built; `Default` is what most tests want.
 #[derive(Clone, Copy, Debug)]
 pub struct RigOptions {
-    /// Threads and instruction set.
+    /// Threads and instruction set, where the backend is the CPU's.
     pub cpu: CpuOptions,
+    /// The first guess of what prefill costs, from a layer's parameters and the queries' width.
+    pub cost: fn(usize, usize) -> CostModel,
     /// Sizes.
     pub limits: DecoderLimits,
     /// Rows of the pool.
@@ -35,7 +37,14 @@ impl RigOptions {
     pub fn new(lanes: usize, max_tokens: usize) -> Self {
         let limits = DecoderLimits { max_lanes: lanes, max_tokens, prefill_tokens: max_tokens.min(32_768) };
         let pool_rows = (lanes + 1) * (kv::geometry::pages(max_tokens) * 5 / 4 + 8);
-        RigOptions { cpu: CpuOptions::default(), limits, pool_rows, unit_seconds: 0.05, decode_share: 0.5 }
+        let (cpu, cost) = (CpuOptions::default(), CostModel::conservative);
+        RigOptions { cpu, cost, limits, pool_rows, unit_seconds: 0.05, decode_share: 0.5 }
+    }
+
+    /// The same for a GPU.
+    #[must_use]
+    pub fn on_gpu(self) -> Self {
+        RigOptions { cost: CostModel::gpu, unit_seconds: 0.01, ..self }
     }
 }
 
@@ -55,14 +64,22 @@ pub struct Answer {
 }
 
 impl Rig {
-    /// Starts an engine on a model.
+    /// Starts an engine on a model on the CPU.
     ///
     /// # Panics
     /// The model does not load.
     pub fn start(opened: &Opened, texts: Option<TextFactory>, options: RigOptions) -> Self {
         let backend = CpuBackend::new(options.cpu).expect("the instruction set is present");
+        Self::start_on(&backend, opened, texts, options)
+    }
+
+    /// Starts an engine on a model on any backend.
+    ///
+    /// # Panics
+    /// The model does not load.
+    pub fn start_on(backend: &dyn Backend, opened: &Opened, texts: Option<TextFactory>, options: RigOptions) -> Self {
         let (config, limits) = (opened.config(), options.limits);
-        let decoder = Decoder::load(&backend, &opened.checkpoint, limits, &mut |_, _| ()).expect("it loads");
+        let decoder = Decoder::load(backend, &opened.checkpoint, limits, &mut |_, _| ()).expect("it loads");
         let decoder = Arc::new(decoder);
         let runtime = backend.runtime(&config.runtime_shape(limits, options.pool_rows)).expect("the runtime fits");
         let row_bytes = config.geometry().row_bytes() as u64;
@@ -71,7 +88,7 @@ impl Rig {
             prefill_tokens: limits.prefill_tokens,
             unit_seconds: options.unit_seconds,
             decode_share: options.decode_share,
-            cost: CostModel::conservative(config.layer_parameters(), config.q_columns()),
+            cost: (options.cost)(config.layer_parameters(), config.q_columns()),
             ..EngineConfig::new(options.pool_rows, row_bytes, limits.max_tokens, config.vocab_size)
         };
         let algorithms = decoder.algorithms().specs().all().to_vec();

@@ -99,8 +99,8 @@ impl Solo {
             }
             decoder.prefill_sample(runtime, &pass, &[LANE]);
         });
-        let mut output = runtime.collect_prefill().expect("the device works");
-        output.lanes.remove(0)
+        let mut output = runtime.collect(runtime.fence()).expect("the device works");
+        output.prefilled.remove(0)
     }
 
     /// One decode step; its token is `forced` if given.

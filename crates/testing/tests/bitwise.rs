@@ -3,8 +3,10 @@
 use backend::cpu::{CpuBackend, CpuOptions, Isa};
 use backend::{Batch, KvTarget, PageSource, Partial, Sampling, WeightRole};
 use std::ops::Range;
-use testing::conformance::MakeBackend;
-use testing::conformance::fixture::{ALGORITHM, Fixture, Heads, KeysValues, LAYER, Random, all_exact, bits};
+use std::sync::Arc;
+use testing::conformance::fixture::{ALGORITHM, Fixture, KeysValues, LAYER, Random, all_exact, bits};
+use testing::conformance::heads::Heads;
+use testing::conformance::{Extent, MakeBackend};
 
 const HEADS: [Heads; 3] = [
     Heads { kv_heads: 2, group: 2, head_dim: 64 },
@@ -21,7 +23,7 @@ fn same_on_all_threads<T: PartialEq + std::fmt::Debug>(check: impl Fn(MakeBacken
         }
         let with = |threads| {
             let options = CpuOptions { threads, isa };
-            check(&|_| Box::new(CpuBackend::new(options).expect("available")))
+            check(MakeBackend::new(&|_| Arc::new(CpuBackend::new(options).expect("available")), Extent::Full))
         };
         let alone = with(1);
         for threads in [2, 3] {

@@ -2,50 +2,59 @@
 
 use backend::Backend;
 use backend::cpu::{CpuBackend, CpuOptions, Isa};
-use testing::conformance::{self as ops, MakeBackend};
+use std::sync::Arc;
+use testing::conformance::{Extent, MODEL_SUITES, MakeBackend};
 
 /// Runs a suite on every instruction set.
-fn on_cpu(suite: fn(MakeBackend<'_>)) {
+fn on_cpu(name: &str) {
+    let (_, suite) = MODEL_SUITES.iter().find(|(suite, _)| *suite == name).expect("a suite of that name");
     for isa in Isa::ALL {
         if !isa.is_available() {
             println!("skipped on {}: this machine lacks it", isa.name());
             continue;
         }
-        let make = |threads| -> Box<dyn Backend> {
-            Box::new(CpuBackend::new(CpuOptions { threads, isa }).expect("available"))
-        };
         println!("{}", isa.name());
-        suite(&make);
+        let make = |threads| -> Arc<dyn Backend> {
+            Arc::new(CpuBackend::new(CpuOptions { threads, isa }).expect("the instruction set is present"))
+        };
+        suite(MakeBackend::new(&make, Extent::Full));
     }
 }
 
 macro_rules! suites {
-    ($($name:ident: $suite:path;)*) => {
+    ($($name:ident)*) => {
         $(#[test]
         fn $name() {
-            on_cpu($suite);
+            on_cpu(stringify!($name));
         })*
+
+        #[test]
+        fn every_suite_is_a_test() {
+            let names: Vec<&str> = MODEL_SUITES.iter().map(|(name, _)| *name).collect();
+            assert_eq!(names, [$(stringify!($name)),*]);
+        }
     };
 }
 
 suites! {
-    embed: ops::elementwise::embed;
-    add_norm: ops::elementwise::add_norm;
-    silu_mul: ops::elementwise::silu_mul;
-    gemm: ops::gemm::gemm;
-    gemm_fuse: ops::gemm::fuse;
-    staging: ops::staging::round_trip;
-    qkv_append: ops::qkv_append::qkv_append;
-    prefill_attend: ops::prefill_attend::prefill_attend;
-    attend_row_tables: ops::attend::row_tables;
-    merge: ops::merge::merge;
-    score_tokens: ops::score_tokens::score_tokens;
-    sample_greedy: ops::sample::greedy;
-    sample_history: ops::sample::history;
-    sample_extremes: ops::sample::extremes;
-    sample_draws: ops::sample::draws;
-    sample_targets: ops::sample::targets;
-    sample_masks: ops::sample::masks;
-    sample_first_masks: ops::sample::first_masks;
-    sample_masked_draws: ops::sample::masked_draws;
+    embed
+    add_norm
+    silu_mul
+    gemm
+    gemm_fuse
+    staging
+    qkv_append
+    prefill_attend
+    attend_row_tables
+    attend_long_row_tables
+    merge
+    score_tokens
+    sample_greedy
+    sample_history
+    sample_extremes
+    sample_draws
+    sample_targets
+    sample_masks
+    sample_first_masks
+    sample_masked_draws
 }

@@ -2,66 +2,50 @@
 
 use backend::Backend;
 use backend::cpu::{CpuBackend, CpuOptions, Isa};
-use testing::conformance;
+use std::sync::Arc;
+use testing::conformance::{Extent, MakeBackend, SELECTION_SUITES};
 
-fn each_isa(suite: impl Fn(conformance::MakeBackend<'_>)) {
+/// Runs a suite on every instruction set.
+fn on_cpu(name: &str) {
+    let (_, suite) = SELECTION_SUITES.iter().find(|(suite, _)| *suite == name).expect("a suite of that name");
     for isa in Isa::ALL {
         if !isa.is_available() {
             println!("skipped on {}: this machine lacks it", isa.name());
             continue;
         }
-        suite(&|threads| -> Box<dyn Backend> {
-            Box::new(CpuBackend::new(CpuOptions { threads, isa }).expect("the instruction set is present"))
-        });
+        println!("{}", isa.name());
+        let make = |threads| -> Arc<dyn Backend> {
+            Arc::new(CpuBackend::new(CpuOptions { threads, isa }).expect("the instruction set is present"))
+        };
+        suite(MakeBackend::new(&make, Extent::Full));
     }
 }
 
-#[test]
-fn pool_mean() {
-    each_isa(conformance::pool_mean::pool_mean);
+macro_rules! suites {
+    ($($name:ident)*) => {
+        $(#[test]
+        fn $name() {
+            on_cpu(stringify!($name));
+        })*
+
+        #[test]
+        fn every_suite_is_a_test() {
+            let names: Vec<&str> = SELECTION_SUITES.iter().map(|(name, _)| *name).collect();
+            assert_eq!(names, [$(stringify!($name)),*]);
+        }
+    };
 }
 
-#[test]
-fn rotate_code() {
-    each_isa(conformance::rotate_code::rotate_code);
-}
-
-#[test]
-fn refused_rotations() {
-    each_isa(conformance::rotate_code::refused_rotations);
-}
-
-#[test]
-fn score_dot() {
-    each_isa(conformance::score_dot::score_dot);
-}
-
-#[test]
-fn score_codes() {
-    each_isa(conformance::score_codes::score_codes);
-}
-
-#[test]
-fn score_codes_exact_integers() {
-    each_isa(conformance::score_codes::exact_integers);
-}
-
-#[test]
-fn group_reduce() {
-    each_isa(conformance::group_reduce::group_reduce);
-}
-
-#[test]
-fn topk() {
-    each_isa(conformance::topk::topk);
-}
-
-#[test]
-fn estimate() {
-    each_isa(conformance::estimate::estimate);
-}
-
-#[test]
-fn attention_mass() {
-    each_isa(conformance::attention_mass::attention_mass);
+suites! {
+    pool_mean
+    rotate_code
+    refused_rotations
+    score_dot
+    score_codes
+    score_codes_exact_integers
+    group_reduce
+    topk
+    attend_page_lists
+    estimate
+    attention_mass
 }

@@ -6,9 +6,11 @@ use super::runtime::CpuRuntime;
 use super::simd::Isa;
 use super::threads::Threads;
 use super::workspace::Workspace;
-use super::{gemm, rotate_code};
+use super::{gemm, random};
+use crate::fuse::check_rotation;
 use crate::{
-    Backend, BackendError, Buffer, DeviceInfo, MemoryUse, Runtime, RuntimeShape, Weight, WeightPart, WeightRole,
+    Backend, BackendError, Buffer, DeviceInfo, MemoryUse, PrefillForm, Runtime, RuntimeShape, Weight, WeightPart,
+    WeightRole,
 };
 use std::sync::Arc;
 
@@ -59,7 +61,7 @@ impl Backend for CpuBackend {
     fn prepare_weight(&self, role: WeightRole, parts: &[WeightPart<'_>]) -> Result<Weight, BackendError> {
         match role {
             WeightRole::Norm => vector(parts, "a norm"),
-            WeightRole::Rotation => rotate_code::check_rotation(parts).and_then(|()| vector(parts, "a rotation")),
+            WeightRole::Rotation => check_rotation(parts).and_then(|()| vector(parts, "a rotation")),
             _ => gemm::pack(&self.threads, parts),
         }
     }
@@ -69,6 +71,21 @@ impl Backend for CpuBackend {
             WeightRole::Norm | WeightRole::Rotation => 4 * (out * input) as u64,
             _ => 2 * (out.next_multiple_of(super::weight::PANEL) * input) as u64,
         }
+    }
+
+    fn random_weight(
+        &self,
+        role: WeightRole,
+        shape: [usize; 2],
+        bias: bool,
+        seed: u64,
+    ) -> Result<Weight, BackendError> {
+        let noise = random::Noise::of(role, shape, seed);
+        self.prepare_weight(role, &[noise.part(bias)])
+    }
+
+    fn prefill_form(&self) -> PrefillForm {
+        PrefillForm { stride_tokens: 512, stagings: 1 }
     }
 
     fn buffer(&self, what: &'static str, rows: usize, cols: usize) -> Result<Buffer, BackendError> {

@@ -14,7 +14,8 @@ use super::simd::{Kernel, Simd};
 use super::threads::Threads;
 use super::tile::{TILE_ROWS, even_part, tile};
 use super::weight::{Matrix, PANEL};
-use crate::{BackendError, Batch, TensorData, View, Weight, WeightPart};
+use crate::fuse::{Fused, fused_bias};
+use crate::{BackendError, Batch, View, Weight, WeightPart};
 use half::bf16;
 
 /// Inputs of one block: a panel's 256 x 16 f32 are 16 KiB, half of L1.
@@ -301,16 +302,7 @@ impl Block<'_> {
 
 /// Fuses matrices one below the other and packs them.
 pub(super) fn pack(threads: &Threads, parts: &[WeightPart<'_>]) -> Result<Weight, BackendError> {
-    let shapes = parts.iter().map(checked_shape).collect::<Result<Vec<_>, _>>()?;
-    let (Some(&[_, inputs]), outputs) = (shapes.first(), shapes.iter().map(|s| s[0]).sum::<usize>()) else {
-        return Err(BackendError::Unsupported { what: "a weight of no parts".into(), supported: "one or more" });
-    };
-    if let Some((part, shape)) = parts.iter().zip(&shapes).find(|(_, shape)| shape[1] != inputs) {
-        return Err(BackendError::Unsupported {
-            what: format!("{} of {} inputs beside {} of {inputs}", part.weight.name, shape[1], parts[0].weight.name),
-            supported: "parts of one weight have the same inputs",
-        });
-    }
+    let Fused { shapes, outputs, inputs } = Fused::of(parts)?;
     let panels = outputs.div_ceil(PANEL);
     let packed = Array::zeros("a weight", panels * inputs * PANEL)?;
     let mut first = 0;
@@ -319,32 +311,13 @@ pub(super) fn pack(threads: &Threads, parts: &[WeightPart<'_>]) -> Result<Weight
         pack_rows(threads, &packed, inputs, first, &rows);
         first += shape[0];
     }
-    let bias = pack_bias(parts, &shapes, panels * PANEL)?;
+    let bias = fused_bias(parts, &shapes).map(|mut bias| {
+        bias.resize(panels * PANEL, 0.0);
+        Array::of("a bias", &bias)
+    });
+    let bias = bias.transpose()?;
     let matrix = Matrix { panels: packed, bias, out_features: outputs, in_features: inputs };
     Ok(Weight::new(std::sync::Arc::new(matrix), [outputs, inputs]))
-}
-
-/// `[out, in]` of a part, its bias and the number of its elements checked.
-fn checked_shape(part: &WeightPart<'_>) -> Result<[usize; 2], BackendError> {
-    let refuse = |tensor: &crate::Tensor<'_>, supported| BackendError::Unsupported {
-        what: format!("{} of shape {:?}", tensor.name, tensor.shape),
-        supported,
-    };
-    let shape = match part.weight.shape[..] {
-        [out, input] if out > 0 && input > 0 => [out, input],
-        _ => return Err(refuse(&part.weight, "a matrix [out, in]")),
-    };
-    let elements = |tensor: &crate::Tensor<'_>| match &tensor.data {
-        TensorData::Bf16(x) => x.len(),
-        TensorData::F32(x) => x.len(),
-    };
-    if elements(&part.weight) != part.weight.elements() {
-        return Err(refuse(&part.weight, "as many elements as the shape says"));
-    }
-    match &part.bias {
-        Some(bias) if elements(bias) != shape[0] => Err(refuse(bias, "a bias of one element per output")),
-        _ => Ok(shape),
-    }
 }
 
 /// Writes the matrix `rows` (`[out, inputs]`) as outputs `first..` of `packed`.
@@ -365,20 +338,4 @@ fn pack_rows(threads: &Threads, packed: &Array<u16>, inputs: usize, first: usize
             }
         }
     });
-}
-
-/// The parts' biases one after the other, zeros where a part has none; `None` where no part has one.
-fn pack_bias(parts: &[WeightPart<'_>], shapes: &[[usize; 2]], len: usize) -> Result<Option<Array<f32>>, BackendError> {
-    if parts.iter().all(|part| part.bias.is_none()) {
-        return Ok(None);
-    }
-    let mut bias = Vec::with_capacity(len);
-    for (part, shape) in parts.iter().zip(shapes) {
-        match &part.bias {
-            Some(part) => bias.extend(part.data.to_f32()),
-            None => bias.resize(bias.len() + shape[0], 0.0),
-        }
-    }
-    bias.resize(len, 0.0);
-    Array::of("a bias", &bias).map(Some)
 }

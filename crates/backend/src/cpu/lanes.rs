@@ -60,7 +60,7 @@ pub struct Lanes {
     /// What `sample` produced in the step in work.
     pub output: Vec<LaneOutput>,
     /// What it produced at the ends of prefills that are not collected yet.
-    pub prefill_output: Vec<LaneOutput>,
+    pub prefilled: Vec<LaneOutput>,
     /// What `score_tokens` produced that is not collected yet.
     pub scores: Vec<TokenScore>,
 }
@@ -72,7 +72,7 @@ impl Lanes {
             lanes: (0..count).map(|_| None).collect(),
             active: Vec::new(),
             output: Vec::new(),
-            prefill_output: Vec::new(),
+            prefilled: Vec::new(),
             scores: Vec::new(),
         }
     }

@@ -8,7 +8,7 @@ use super::runtime::{CpuRuntime, vector};
 use super::simd::{Kernel, Simd};
 use super::units::{by_summary_row, with_spans};
 use crate::sketch::{self, DEVIATION_LEAST, GROUP_PAGES, SketchFrame};
-use crate::{AlgorithmId, BackendError, IndexUnits, Rotations, WeightPart};
+use crate::{AlgorithmId, IndexUnits, Rotations};
 use half::bf16;
 use kv::PAGE_TOKENS;
 use kv::geometry::SKETCH_TOKENS;
@@ -242,39 +242,4 @@ fn write_codes(codes: &[u8], at: usize, frame: &mut [u16]) {
     for (element, pair) in frame[at / 2..].iter_mut().zip(pairs) {
         *element = u16::from_le_bytes(*pair);
     }
-}
-
-/// What `prepare_weight` accepts as a rotation: one f32 `[kv_heads, d, d]`, 48 <= d, each R R^T within 1e-3 of I.
-///
-/// # Errors
-/// Anything else, by name.
-pub(super) fn check_rotation(parts: &[WeightPart<'_>]) -> Result<(), BackendError> {
-    let refuse = |what: String, supported| Err(BackendError::Unsupported { what, supported });
-    let [part] = parts else {
-        return refuse(format!("a rotation of {} parts", parts.len()), "one tensor [kv_heads, d, d]");
-    };
-    let (name, shape) = (&part.weight.name, &part.weight.shape);
-    let [_, d, input] = shape[..] else {
-        return refuse(format!("rotation {name} of shape {shape:?}"), "[kv_heads, d, d]");
-    };
-    if d != input || part.weight.elements() != part.weight.data.len() || part.bias.is_some() {
-        return refuse(format!("rotation {name} of shape {shape:?}"), "[kv_heads, d, d], no bias");
-    }
-    if d < SketchFrame::HEAD_DIM_LEAST {
-        return refuse(format!("a sketch of head_dim {d} ({name})"), "head_dim from 48 on: a frame holds 48 tokens");
-    }
-    let elements = part.weight.data.to_f32();
-    for (head, rotation) in elements.chunks_exact(d * d).enumerate() {
-        for (i, a) in rotation.chunks_exact(d).enumerate() {
-            for (j, b) in rotation.chunks_exact(d).enumerate().take(i + 1) {
-                let product: f32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
-                let off = (product - if i == j { 1.0 } else { 0.0 }).abs();
-                if off.is_nan() || off > 1e-3 {
-                    let what = format!("rotation {name}, KV head {head}: R R^T differs from I by {off} at [{i}, {j}]");
-                    return refuse(what, "orthogonal matrices, within 1e-3");
-                }
-            }
-        }
-    }
-    Ok(())
 }

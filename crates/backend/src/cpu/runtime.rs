@@ -163,14 +163,18 @@ impl Runtime for CpuRuntime {
         Ticket(0)
     }
 
-    fn collect(&self, _ticket: Ticket) -> Result<StepOutput, BackendError> {
-        Ok(StepOutput { lanes: std::mem::take(&mut self.lanes_mut().output), scores: Vec::new() })
+    fn fence(&self) -> Ticket {
+        Ticket(0)
     }
 
-    fn collect_prefill(&self) -> Result<StepOutput, BackendError> {
+    fn collect(&self, _ticket: Ticket) -> Result<StepOutput, BackendError> {
         let mut lanes = self.lanes_mut();
-        let (output, scores) = (std::mem::take(&mut lanes.prefill_output), std::mem::take(&mut lanes.scores));
-        Ok(StepOutput { lanes: output, scores })
+        let lanes = &mut *lanes;
+        Ok(StepOutput {
+            lanes: std::mem::take(&mut lanes.output),
+            prefilled: std::mem::take(&mut lanes.prefilled),
+            scores: std::mem::take(&mut lanes.scores),
+        })
     }
 
     fn steps_in_flight(&self) -> usize {

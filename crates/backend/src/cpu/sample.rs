@@ -44,7 +44,7 @@ pub(super) fn sample(rt: &CpuRuntime, logits: View<'_>, target: SampleTarget<'_>
         (lane.forced, lane.mask) = (None, None);
         lane.emit(output.token);
         match prefill {
-            true => lanes.prefill_output.push(output),
+            true => lanes.prefilled.push(output),
             false => lanes.output.push(output),
         }
     }

@@ -10,7 +10,6 @@ use crate::output::print_json;
 use crate::session::{Plan, Session, progress_bar};
 use crate::table::Table;
 use anyhow::{Result, ensure};
-use backend::Backend;
 use engine::{Feed, Request, Source};
 use eval::{Document, Drained};
 use serde_json::json;
@@ -39,9 +38,9 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
         ensure!(0 < *batch && *batch <= args.model.max_lanes, "--batch {batch}: from 1 to --max-lanes");
     }
     for prompt in &args.prompt_tokens {
-        check_prompt(&plan, args, prompt.0)?;
+        check_prompt(&plan, args, prompt.0, &attentions)?;
     }
-    let device = plan.backend.info().description;
+    let device = plan.device.backend.info().description;
     let session = plan.start()?;
     let mut lines = Vec::new();
     for prompt in &args.prompt_tokens {
@@ -58,19 +57,25 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
 }
 
 /// Everything that a run needs must fit before it starts: its documents stay in the pool.
-fn check_prompt(plan: &Plan, args: &BenchArgs, prompt: usize) -> Result<()> {
-    let (most, generated) = (plan.limits.max_tokens, args.gen_tokens.0);
+fn check_prompt(plan: &Plan, args: &BenchArgs, prompt: usize, attentions: &[Attention]) -> Result<()> {
+    let (most, generated) = (plan.sizes.limits.max_tokens, args.gen_tokens.0);
     ensure!(
         0 < prompt && prompt + generated + 2 <= most,
         "--prompt-tokens {prompt}: prompt and {generated} generated tokens must fit into {most} tokens"
     );
     let batch = usize::from(args.batch.iter().copied().max().unwrap_or(1));
-    // KV and the summaries of all algorithms, which take less than half of it.
-    let rows = batch * kv::geometry::pages(prompt + generated + 2) * 3 / 2;
+    // KV, the summaries of every algorithm, and each sequence's incomplete rows, of the document and of its fork.
+    let tokens = prompt + generated + 2;
+    let summaries = |attention: &Attention| {
+        let spec = plan.specs.get(attention.algorithm);
+        spec.summary_row_tokens.map_or(0, |per_row| tokens.div_ceil(per_row) + 2)
+    };
+    let rows = batch * (kv::geometry::pages(tokens) + 4 + attentions.iter().map(summaries).sum::<usize>());
     ensure!(
-        rows <= plan.pool_rows,
-        "--batch {batch} with --prompt-tokens {prompt} takes {} of KV memory: raise --kv-memory",
-        crate::quantity::Bytes((rows * plan.opened.config().geometry().row_bytes()) as u64)
+        rows <= plan.sizes.pool_rows,
+        "--batch {batch} with --prompt-tokens {prompt} takes {} of KV memory: raise {}",
+        crate::quantity::Bytes((rows * plan.opened.config().geometry().row_bytes()) as u64),
+        if plan.device.gpu.is_some() { "--gpu-memory or --kv-memory" } else { "--kv-memory" }
     );
     Ok(())
 }
@@ -195,5 +200,8 @@ fn as_json(session: &Session, device: &str, lines: &[Line], gaps: &[Gap]) -> ser
         })
     };
     let results: Vec<_> = lines.iter().map(one).collect();
-    json!({"model": session.opened.config().name, "device": device, "results": results, "gaps": gap::as_json(gaps)})
+    json!({
+        "model": session.opened.config().name, "weights": session.opened.checkpoint.kind(), "device": device,
+        "results": results, "gaps": gap::as_json(gaps),
+    })
 }

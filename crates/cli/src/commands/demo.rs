@@ -28,9 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Runs it.
 pub(crate) fn demo(asked: &DemoArgs) -> Result<()> {
     let longest = asked.context.0 + SPEED_TOKENS + needle_text::QUESTION_WORDS + 2;
-    let model = ModelArgs { threads: asked.threads, ..args::defaults() };
+    let model = ModelArgs { device: asked.device.clone(), ..args::defaults() };
     let plan = Plan::resolve(&model)?;
-    let most = plan.limits.max_tokens;
+    let most = plan.sizes.limits.max_tokens;
     ensure!(
         256 <= asked.context.0 && longest <= most,
         "--context {}: a document has 256 tokens at least and {} at most",

@@ -35,7 +35,7 @@ struct Measured {
 pub(crate) fn needle(args: &NeedleArgs) -> Result<()> {
     let plan = Plan::resolve(&args.model)?;
     for context in &args.contexts {
-        let most = plan.limits.max_tokens;
+        let most = plan.sizes.limits.max_tokens;
         ensure!(
             64 <= context.0 && context.0 <= most,
             "--contexts {context}: a document has 64 tokens at least and {most} at most with this --max-model-len"

@@ -14,7 +14,7 @@ pub(crate) fn perplexity(args: &PerplexityArgs) -> Result<()> {
     let plan = Plan::resolve(&args.model)?;
     let text = std::fs::read_to_string(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
     let mut tokens = plan.opened.tokenizer.encode(&text, true)?;
-    let most = plan.limits.max_tokens - 1;
+    let most = plan.sizes.limits.max_tokens - 1;
     if let Some(context) = args.context {
         ensure!(context.0 <= most, "--context {context}: this model and --kv-memory hold {most} tokens");
     }

@@ -24,6 +24,7 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<()> {
     let address = listener.local_addr()?;
     let (name, attention) = (config.names[0].clone(), describe(&config));
     let session = plan.start()?;
+    let random = if session.opened.checkpoint.is_random() { ", random weights: answers mean nothing" } else { "" };
     let stop = async move {
         stop_signal().await;
         eprintln!("stopping: running streams may go on for {} s; once more stops at once", args.drain_seconds);
@@ -42,13 +43,15 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<()> {
         if config.api_keys.is_empty() { "no key asked for" } else { "a key is asked for" },
         args.drain_seconds
     );
-    output::line(&format!("serving {name} at http://{address} ({attention}); ctrl-c stops"))?;
+    output::line(&format!("serving {name} at http://{address} ({attention}{random}); ctrl-c stops"))?;
     let ended = runtime.block_on(server::serve(listener, session.engine, session.opened, config, stop));
-    if ended == Ended::Cut {
-        eprintln!("{} s are over: what still ran was cut", args.drain_seconds);
-    }
     // Threads that read a huge prompt would be waited for; nobody needs their result.
     runtime.shutdown_timeout(Duration::from_secs(1));
+    match ended {
+        Ended::Drained => {}
+        Ended::Cut => eprintln!("{} s are over: what still ran was cut", args.drain_seconds),
+        Ended::Failed(why) => bail!("the engine has stopped, and with it the server: {why}"),
+    }
     Ok(())
 }
 
@@ -101,12 +104,12 @@ fn config(args: &ServeArgs, plan: &Plan) -> Result<ServerConfig> {
     Ok(ServerConfig {
         names: served,
         api_keys: args.api_key.clone(),
-        max_model_len: plan.limits.max_tokens,
+        max_model_len: plan.sizes.limits.max_tokens,
         attentions: attentions.into_iter().map(engine::Attention::from).collect(),
         default_attention,
         specs: plan.specs.clone(),
         max_queue: plan.max_queue,
-        max_lanes: plan.limits.max_lanes,
+        max_lanes: plan.sizes.limits.max_lanes,
         drain: Duration::from_secs(u64::from(args.drain_seconds)),
     })
 }

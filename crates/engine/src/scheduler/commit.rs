@@ -19,10 +19,8 @@ pub struct Outcome {
     pub decode_seconds: Option<f64>,
     /// When the decode step ran; of no meaning where it had none.
     pub decode_span: Span,
-    /// First tokens of a prompt that ended, and scores of prompts.
-    pub prefill: StepOutput,
-    /// Tokens of the decode step.
-    pub decode: StepOutput,
+    /// What the device gave back.
+    pub output: StepOutput,
 }
 
 /// From when to when something ran, in seconds on the engine's clock.
@@ -133,7 +131,7 @@ pub struct Output {
 impl Scheduler {
     /// Takes a step's outcome in; steps are committed in the order in which they were planned.
     pub fn commit(&mut self, outcome: Outcome) -> Vec<Notice> {
-        let Outcome { mut plan, unit_seconds, decode_seconds, decode_span, prefill, decode } = outcome;
+        let Outcome { mut plan, unit_seconds, decode_seconds, decode_span, output } = outcome;
         assert!(self.committed < plan.step && plan.step <= self.planned, "step {} is committed out of turn", plan.step);
         self.committed = plan.step;
         // Constraints write their next masks in place where nobody shares the last ones.
@@ -141,9 +139,9 @@ impl Scheduler {
         self.learn(&plan, unit_seconds, decode_seconds);
         let mut notices = Vec::new();
         self.report_all(&plan, &mut notices);
-        self.accept_scores(&plan, prefill.scores);
-        self.accept_ends(&plan, prefill.lanes, &mut notices);
-        self.accept_decoded(&plan, decode, decode_span, &mut notices);
+        self.accept_scores(&plan, output.scores);
+        self.accept_ends(&plan, output.prefilled, &mut notices);
+        self.accept_decoded(&plan, output.lanes, decode_span, &mut notices);
         self.reclaim();
         self.refuse_stuck(&mut notices);
         notices
@@ -221,10 +219,10 @@ impl Scheduler {
         }
     }
 
-    fn accept_decoded(&mut self, plan: &Plan, decode: StepOutput, span: Span, notices: &mut Vec<Notice>) {
+    fn accept_decoded(&mut self, plan: &Plan, decoded: Vec<LaneOutput>, span: Span, notices: &mut Vec<Notice>) {
         let Some(planned) = &plan.decode else { return };
-        assert_eq!(planned.sequences.len(), decode.lanes.len(), "step {}: one output a lane", plan.step);
-        for ((&id, &lane), output) in planned.sequences.iter().zip(&planned.input.active).zip(decode.lanes) {
+        assert_eq!(planned.sequences.len(), decoded.len(), "step {}: one output a lane", plan.step);
+        for ((&id, &lane), output) in planned.sequences.iter().zip(&planned.input.active).zip(decoded) {
             assert_eq!(lane, output.lane, "step {}: outputs come in the order of the lanes", plan.step);
             if let Some(running) = self.sequences.get_mut(&id).and_then(|sequence| sequence.running_mut()) {
                 running.count_step(span);

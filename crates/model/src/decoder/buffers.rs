@@ -6,9 +6,6 @@ use crate::{Error, ModelConfig};
 use backend::{Backend, Buffer, Partial};
 use sparse::AttendBuffers;
 
-/// Tokens of a prefill unit that pass a layer together; a longer unit goes in several strides.
-pub(super) const STRIDE_TOKENS: usize = 512;
-
 /// Tokens whose logits are there at once where a prompt's tokens are scored.
 pub(super) const SCORE_ROWS: usize = 64;
 
@@ -36,7 +33,7 @@ impl LayerBuffers {
 
     fn new(backend: &dyn Backend, config: &ModelConfig, rows: usize) -> Result<Self, Error> {
         let [normed, qkv, q, gate_up, mlp, delta] = Self::columns(config);
-        let buffer = |columns| backend.buffer("activations", rows, columns);
+        let buffer = |columns| backend.product_buffer("activations", rows, columns);
         Ok(LayerBuffers {
             normed: buffer(normed)?,
             qkv: buffer(qkv)?,
@@ -48,7 +45,7 @@ impl LayerBuffers {
     }
 
     fn bytes(backend: &dyn Backend, config: &ModelConfig, rows: usize) -> u64 {
-        Self::columns(config).iter().map(|columns| backend.buffer_bytes(rows, *columns)).sum()
+        Self::columns(config).iter().map(|columns| backend.product_buffer_bytes(rows, *columns)).sum()
     }
 }
 
@@ -90,7 +87,7 @@ impl DecodeBuffers {
 /// Buffers of the prefill unit in work: units run one at a time, so all passes share them.
 pub(super) struct UnitBuffers {
     pub(super) layer: LayerBuffers,
-    /// `[STRIDE_TOKENS, q_heads d]`
+    /// `[stride_tokens, q_heads d]`
     pub(super) attended: Buffer,
     /// `[SCORE_ROWS, vocab]`: one row for a prompt's last token, all of them for its log-probabilities.
     pub(super) logits: Buffer,
@@ -98,16 +95,18 @@ pub(super) struct UnitBuffers {
 
 impl UnitBuffers {
     pub(super) fn new(backend: &dyn Backend, config: &ModelConfig) -> Result<Self, Error> {
+        let stride = backend.prefill_form().stride_tokens;
         Ok(UnitBuffers {
-            layer: LayerBuffers::new(backend, config, STRIDE_TOKENS)?,
-            attended: backend.buffer("activations", STRIDE_TOKENS, config.q_columns())?,
+            layer: LayerBuffers::new(backend, config, stride)?,
+            attended: backend.product_buffer("activations", stride, config.q_columns())?,
             logits: backend.buffer("logits", SCORE_ROWS, config.vocab_size)?,
         })
     }
 
     pub(super) fn bytes(backend: &dyn Backend, config: &ModelConfig) -> u64 {
-        LayerBuffers::bytes(backend, config, STRIDE_TOKENS)
-            + backend.buffer_bytes(STRIDE_TOKENS, config.q_columns())
+        let stride = backend.prefill_form().stride_tokens;
+        LayerBuffers::bytes(backend, config, stride)
+            + backend.product_buffer_bytes(stride, config.q_columns())
             + backend.buffer_bytes(SCORE_ROWS, config.vocab_size)
     }
 }
@@ -116,8 +115,8 @@ impl UnitBuffers {
 pub(super) struct PassBuffers {
     /// `[prefill_tokens, hidden]`: the residual stream of the pass's tokens.
     pub(super) x: Buffer,
-    /// K and V of the layer in work, for the whole sequence so far.
-    pub(super) staging: Buffer,
+    /// K and V of the layer in work, for the whole sequence so far; layers take them in turn.
+    stagings: Vec<Buffer>,
 }
 
 impl PassBuffers {
@@ -126,14 +125,22 @@ impl PassBuffers {
         let one = |_| {
             Ok(PassBuffers {
                 x: backend.buffer("prefill hidden states", limits.prefill_tokens, config.hidden)?,
-                staging: backend.staging(&shape, limits.max_tokens)?,
+                stagings: (0..backend.prefill_form().stagings)
+                    .map(|_| backend.staging(&shape, limits.max_tokens))
+                    .collect::<Result<_, _>>()?,
             })
         };
         (0..PASSES_MAX).map(one).collect()
     }
 
+    /// The layer's.
+    pub(super) fn staging(&self, layer: usize) -> &Buffer {
+        &self.stagings[layer % self.stagings.len()]
+    }
+
     pub(super) fn staging_bytes(backend: &dyn Backend, config: &ModelConfig, limits: DecoderLimits) -> u64 {
-        PASSES_MAX as u64 * backend.staging_bytes(&config.runtime_shape(limits, 0), limits.max_tokens)
+        (PASSES_MAX * backend.prefill_form().stagings) as u64
+            * backend.staging_bytes(&config.runtime_shape(limits, 0), limits.max_tokens)
     }
 
     pub(super) fn hidden_bytes(backend: &dyn Backend, config: &ModelConfig, limits: DecoderLimits) -> u64 {

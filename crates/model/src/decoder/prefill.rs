@@ -4,7 +4,7 @@
 //! prompt's log-probabilities are asked for.
 
 use super::Decoder;
-use super::buffers::{PassBuffers, SCORE_ROWS, STRIDE_TOKENS};
+use super::buffers::SCORE_ROWS;
 use crate::forward::{PassView, ScoreView};
 use backend::{Batch, KvTarget, Runtime, SampleTarget, TokenSource};
 use kv::LaneId;
@@ -19,8 +19,8 @@ impl Decoder {
         layer: usize,
         tokens: Range<usize>,
     ) {
-        for start in tokens.clone().step_by(STRIDE_TOKENS) {
-            let stride = start..tokens.end.min(start + STRIDE_TOKENS);
+        for start in tokens.clone().step_by(self.stride_tokens) {
+            let stride = start..tokens.end.min(start + self.stride_tokens);
             self.stage(runtime, pass, layer, stride.clone());
             let last_layer = layer + 1 == self.config.layers;
             let end = pass.first + pass.tokens.len();
@@ -57,7 +57,8 @@ impl Decoder {
 
     /// q, and K and V in staging, of one stride.
     fn stage(&self, runtime: &dyn Runtime, pass: &PassView<'_>, layer: usize, stride: Range<usize>) {
-        let PassBuffers { x, staging } = &self.passes[pass.slot];
+        let buffers = &self.passes[pass.slot];
+        let (x, staging) = (&buffers.x, buffers.staging(layer));
         let local = stride.start - pass.first..stride.end - pass.first;
         let x = x.from_row(local.start);
         if layer == 0 {
@@ -78,7 +79,8 @@ impl Decoder {
         tokens: Range<usize>,
         q_row: usize,
     ) {
-        let PassBuffers { x, staging } = &self.passes[pass.slot];
+        let buffers = &self.passes[pass.slot];
+        let (x, staging) = (&buffers.x, buffers.staging(layer));
         let (n, x) = (tokens.len(), x.from_row(tokens.start - pass.first));
         let (q, attended) = (self.unit.layer.q.from_row(q_row), (&self.unit.attended).into());
         runtime.prefill_attend(staging, tokens.start, n, q, attended);

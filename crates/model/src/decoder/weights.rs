@@ -1,7 +1,7 @@
 //! The model's weights on a backend: fused and packed there, the file no longer needed.
 
 use crate::{Checkpoint, Error, ModelConfig};
-use backend::{Backend, Tensor, Weight, WeightPart, WeightRole};
+use backend::{Backend, Weight, WeightRole};
 
 /// All of a model's weights.
 pub(super) struct Weights {
@@ -60,7 +60,7 @@ struct Loader<'a> {
     total: u64,
 }
 
-impl<'a> Loader<'a> {
+impl Loader<'_> {
     fn layer(&mut self, config: &ModelConfig, layer: usize) -> Result<LayerWeights, Error> {
         let name = |part: &str| format!("model.layers.{layer}.{part}");
         let [q, k, v] = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"].map(name);
@@ -82,34 +82,36 @@ impl<'a> Loader<'a> {
 
     /// Prepares the tensors `NAME.weight` (and `NAME.bias`) as one weight.
     fn weight(&mut self, role: WeightRole, names: &[&str], bias: bool) -> Result<Weight, Error> {
-        let parts = names.iter().map(|name| self.part(name, bias)).collect::<Result<Vec<_>, _>>()?;
-        let weight = self.backend.prepare_weight(role, &parts)?;
+        let weight = self.checkpoint.prepare(self.backend, role, names, bias)?;
+        for name in names {
+            self.done += self.checkpoint.stored_bytes(&format!("{name}.weight"))?;
+            self.done += if bias { self.checkpoint.stored_bytes(&format!("{name}.bias"))? } else { 0 };
+        }
         (self.progress)(self.done, self.total);
         Ok(weight)
     }
-
-    fn part(&mut self, name: &str, bias: bool) -> Result<WeightPart<'a>, Error> {
-        let weight = self.tensor(&format!("{name}.weight"))?;
-        let bias = if bias { Some(self.tensor(&format!("{name}.bias"))?) } else { None };
-        Ok(WeightPart { weight, bias })
-    }
-
-    fn tensor(&mut self, name: &str) -> Result<Tensor<'a>, Error> {
-        self.done += self.checkpoint.stored_bytes(name)?;
-        self.checkpoint.tensor(name)
-    }
 }
 
-/// Bytes that the prepared weights of a model take.
+/// Bytes that the prepared weights of a model take, the sketch's rotation included.
 pub(super) fn bytes(backend: &dyn Backend, config: &ModelConfig) -> u64 {
-    let (hidden, mlp, q) = (config.hidden, config.mlp, config.q_columns());
-    let embedding = backend.weight_bytes(WeightRole::Embedding, [config.vocab_size, hidden]);
-    let norm = backend.weight_bytes(WeightRole::Norm, [1, hidden]);
-    let layer = backend.weight_bytes(WeightRole::Qkv, [config.qkv_columns(), hidden])
-        + backend.weight_bytes(WeightRole::AttentionOutput, [hidden, q])
-        + backend.weight_bytes(WeightRole::GateUp, [2 * mlp, hidden])
-        + backend.weight_bytes(WeightRole::Down, [hidden, mlp])
-        + 2 * norm;
-    let output = if config.tied { 0 } else { embedding };
-    embedding + config.layers as u64 * layer + norm + output
+    let (hidden, mlp, q, qkv) = (config.hidden, config.mlp, config.q_columns(), config.qkv_columns());
+    let of = |role, shape| backend.weight_bytes(role, shape);
+    // Norms and biases are vectors alike.
+    let vector = |len: usize| of(WeightRole::Norm, [1, len]);
+    let only = |wanted: bool, bytes: u64| if wanted { bytes } else { 0 };
+    let layer = of(WeightRole::Qkv, [qkv, hidden])
+        + of(WeightRole::AttentionOutput, [hidden, q])
+        + of(WeightRole::GateUp, [2 * mlp, hidden])
+        + of(WeightRole::Down, [hidden, mlp])
+        + 2 * vector(hidden)
+        + only(config.qk_norm, 2 * vector(config.head_dim))
+        + only(config.qkv_bias, vector(qkv))
+        + only(config.o_bias, vector(hidden));
+    let output = only(!config.tied, of(WeightRole::Output, [config.vocab_size, hidden]));
+    let rotation = of(WeightRole::Rotation, [config.kv_heads * config.head_dim, config.head_dim]);
+    of(WeightRole::Embedding, [config.vocab_size, hidden])
+        + config.layers as u64 * layer
+        + vector(hidden)
+        + output
+        + rotation
 }

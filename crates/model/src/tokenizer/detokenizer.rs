@@ -102,7 +102,7 @@ fn byte_fallback(token: &str) -> Option<u8> {
 }
 
 /// GPT-2's alphabet: printable Latin-1 stands for itself, the other 68 bytes for U+0100 onwards in order.
-fn byte_of_level_char(character: char) -> Option<u8> {
+pub(super) fn byte_of_level_char(character: char) -> Option<u8> {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     match u32::from(character) {
         code @ 0..=0xFF => Some(code as u8).filter(|byte| printable(*byte)),

@@ -7,6 +7,7 @@ mod generation;
 mod gguf;
 mod gguf_writer;
 mod noise;
+mod random;
 mod refusals;
 mod smollm2;
 mod tiny;

@@ -29,11 +29,15 @@ pub(crate) async fn one(
 }
 
 fn describe(app: &App, name: &str) -> Value {
-    json!({
+    let mut model = json!({
         "id": name, "object": "model", "created": app.created, "owned_by": "spindle",
         "root": app.opened.config().name, "parent": null, "max_model_len": app.config.max_model_len,
         "attention": app.config.specs.names(), "meta": {"n_vocab": app.opened.config().vocab_size},
-    })
+    });
+    if app.opened.checkpoint.is_random() {
+        model["meta"]["weights"] = json!("random: answers mean nothing");
+    }
+    model
 }
 
 /// A JSON body.

@@ -1,6 +1,7 @@
 //! `attention_mass`: what `sample` reports of it.
 
 use super::MakeBackend;
+use super::heads::{Heads, swept};
 use super::selection_rig::{CODES, LAYER, MEANS, Rig, RigSpec, selection};
 use backend::reference::group_reduce::log_sum_exp;
 use backend::reference::score_dot::score_dot;
@@ -11,12 +12,13 @@ use backend::{AlgorithmSet, SampleTarget, StepInput, StepKey};
 /// # Panics
 /// The backend does not conform.
 pub fn attention_mass(make: MakeBackend<'_>) {
-    for (head_dim, kv_heads, group) in [(16, 1, 1), (64, 2, 2), (80, 1, 3), (128, 2, 4)] {
+    let awkward = [Heads::new(1, 1, 16), Heads::new(2, 2, 64), Heads::new(1, 3, 80), Heads::new(2, 4, 128)];
+    for heads in swept(make, &awkward) {
         let lanes =
             vec![(MEANS, selection(8, 0.1), 7), (CODES, selection(48, 0.1), 60), (MEANS, selection(8, 0.1), 301)];
         let mut bits = Vec::new();
         for threads in [1, 3] {
-            let rig = Rig::new(make, &RigSpec { head_dim, kv_heads, group, lanes: lanes.clone(), seed: 10, threads });
+            let rig = Rig::new(make, &RigSpec { heads, lanes: lanes.clone(), seed: 10, threads });
             bits.push(check(&rig));
         }
         assert_eq!(bits[0], bits[1], "threads change the mass");

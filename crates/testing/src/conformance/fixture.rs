@@ -1,6 +1,8 @@
 //! What the suites share: a runtime with random pages and lanes, seeded numbers, the error rule.
 
 use super::MakeBackend;
+use super::heads::Heads;
+use super::precision::{HALF_BF16, Precision, array, as_products, rounds_products};
 use backend::{
     AlgorithmId, AlgorithmSet, Backend, Buffer, FirstInput, LaneStart, Rope, Runtime, RuntimeShape, Sampling,
     StepInput, StepKey, Tensor, TensorData, Weight, WeightPart, WeightRole,
@@ -68,27 +70,20 @@ pub fn check_error(what: &str, got: &[f32], plain: &[f32], exact: &[f64], roundi
     assert!(error <= allowed, "{what}: error {error:.3e}, allowed {allowed:.3e}, largest value {largest:.3e}");
 }
 
+/// The rule for log-sum-exps. Where weights are powers of two (`rounds_products`: a GPU), a log-sum-exp is the sum of a
+/// largest logit and a logarithm, both of size one or more, however small it is itself.
+///
+/// # Panics
+/// The error is larger.
+pub fn check_lse(what: &str, got: &[f32], plain: &[f32], exact: &[f64], rounds_products: bool) {
+    let largest = exact.iter().fold(0.0_f64, |a, b| a.max(b.abs()));
+    let size = if rounds_products { (1.0 / largest).max(1.0) } else { 1.0 };
+    check_error(&format!("{what}, lse"), got, plain, exact, 4.0 * size);
+}
+
 /// Bits of f32 values, for comparisons to the last one.
 pub fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
-}
-
-/// Heads of a fixture.
-#[derive(Clone, Copy, Debug)]
-pub struct Heads {
-    /// KV heads.
-    pub kv_heads: usize,
-    /// Query heads per KV head.
-    pub group: usize,
-    /// Elements of a head.
-    pub head_dim: usize,
-}
-
-impl Heads {
-    /// Query heads.
-    pub fn q_heads(&self) -> usize {
-        self.kv_heads * self.group
-    }
 }
 
 /// One layer's K and V of a lane, `[kv_heads][tokens][d]`.
@@ -119,13 +114,15 @@ impl KeysValues {
 /// A backend and a runtime of two layers.
 pub struct Fixture {
     /// The backend.
-    pub backend: Box<dyn Backend>,
+    pub backend: Arc<dyn Backend>,
     /// Its runtime.
     pub runtime: Arc<dyn Runtime>,
     /// What it was sized for.
     pub shape: RuntimeShape,
     /// Its heads.
     pub heads: Heads,
+    /// Whether its products take bf16.
+    pub rounds_products: bool,
 }
 
 /// The layer that the suites work on: not the first, so that a wrong stride shows.
@@ -151,9 +148,49 @@ impl Fixture {
             max_tokens,
             rope: Rope { inv_freq, attention_factor: 1.25 },
         };
-        let backend = make(2);
+        let backend = make.backend(2);
         let runtime = backend.runtime(&shape).expect("a runtime");
-        Fixture { backend, runtime, shape, heads }
+        let rounds_products = rounds_products(backend.as_ref(), runtime.as_ref());
+        Fixture { backend, runtime, shape, heads, rounds_products }
+    }
+
+    /// Precisions of a buffer that differ on this backend.
+    pub fn precisions(&self) -> &'static [Precision] {
+        if self.rounds_products { &[Precision::Full, Precision::Product] } else { &[Precision::Full] }
+    }
+
+    /// The same, of an op's input and its output.
+    pub fn pairs(&self) -> Vec<(Precision, Precision)> {
+        let all = self.precisions();
+        all.iter().flat_map(|input| all.iter().map(|output| (*input, *output))).collect()
+    }
+
+    /// Roundings that storing a result costs.
+    pub fn store_roundings(&self, precision: Precision) -> f64 {
+        if self.rounds_products && precision == Precision::Product { HALF_BF16 } else { 0.0 }
+    }
+
+    /// Roundings that softmax weights cost: tensor cores take them as bf16.
+    pub fn weight_roundings(&self) -> f64 {
+        if self.rounds_products { HALF_BF16 } else { 0.0 }
+    }
+
+    /// Elements as products take them.
+    pub fn as_products(&self, elements: &[f32]) -> Vec<f32> {
+        as_products(self.backend.as_ref(), self.runtime.as_ref(), elements)
+    }
+
+    /// A buffer of a precision, and the elements that it keeps.
+    pub fn held(&self, precision: Precision, rows: usize, cols: usize, elements: &[f32]) -> (Buffer, Vec<f32>) {
+        let buffer = array(self.backend.as_ref(), precision, rows, cols);
+        self.runtime.write(&buffer, elements);
+        let kept = self.runtime.read(&buffer);
+        (buffer, kept)
+    }
+
+    /// A buffer of a precision that is all NaN, so that what an op leaves out shows.
+    pub fn blank_in(&self, precision: Precision, rows: usize, cols: usize) -> Buffer {
+        self.held(precision, rows, cols, &vec![f32::NAN; rows * cols]).0
     }
 
     /// A buffer with these elements.
@@ -237,6 +274,14 @@ impl Fixture {
             prompt: Vec::new(),
             mask: None,
         }
+    }
+
+    /// Waits for what was enqueued.
+    ///
+    /// # Panics
+    /// The device is lost.
+    pub fn fence(&self) -> backend::StepOutput {
+        self.runtime.collect(self.runtime.fence()).expect("the device works")
     }
 
     /// Runs ops as a decode step over these lanes.

@@ -1,6 +1,7 @@
 //! `group_reduce`: log-softmax over the candidates, then the group's largest.
 
 use super::MakeBackend;
+use super::heads::{Heads, swept};
 use super::selection_rig::{LAYER, MEANS, Rig, RigSpec, check_error, selection};
 use backend::VectorSummary;
 use backend::reference::group_reduce as reference;
@@ -10,9 +11,9 @@ use backend::reference::group_reduce as reference;
 /// # Panics
 /// The backend does not conform.
 pub fn group_reduce(make: MakeBackend<'_>) {
-    for group in [1, 2, 3, 8] {
+    for heads in swept(make, &[Heads::new(2, 8, 64)]) {
         let lanes: Vec<_> = [12, 28, 36, 90, 91, 98, 99, 3000].map(|len| (MEANS, selection(8, 0.1), len)).to_vec();
-        let spec = RigSpec { head_dim: 64, kv_heads: 2, group, lanes, seed: 7, threads: 1 };
+        let spec = RigSpec { heads, lanes, seed: 7, threads: 1 };
         let all = [1, 3].map(|threads| scores(&Rig::new(make, &RigSpec { threads, ..spec.clone() })));
         assert!(all[0] == all[1], "threads change scores");
     }

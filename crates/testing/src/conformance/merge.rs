@@ -1,13 +1,17 @@
 //! `merge`.
 
 use super::MakeBackend;
-use super::fixture::{ALGORITHM, Fixture, Heads, Random, all_exact, bits, check_error};
+use super::fixture::{ALGORITHM, Fixture, Random, all_exact, bits, check_error};
+use super::heads::{Heads, swept};
 use backend::reference::merge::merge as reference;
 use backend::{Partial, Sampling};
 
 /// Partials of ordinary, distant and empty sides.
 pub fn merge(make: MakeBackend<'_>) {
-    let heads = Heads { kv_heads: 2, group: 3, head_dim: 48 };
+    swept(make, &[Heads::new(2, 3, 48)]).into_iter().for_each(|heads| check(make, heads));
+}
+
+fn check(make: MakeBackend<'_>, heads: Heads) {
     let fixture = Fixture::new(make, heads, 2, 64, 3);
     let mut random = Random(3);
     for lane in 0..2 {
@@ -15,10 +19,11 @@ pub fn merge(make: MakeBackend<'_>) {
     }
     let (q_heads, d) = (heads.q_heads(), heads.head_dim);
     let side = |random: &mut Random, lse: &[f32]| {
+        let lse: Vec<f32> = lse.iter().copied().cycle().take(2 * q_heads).collect();
         let output = random.normals(2 * q_heads * d, 1.0);
         let empty = lse.iter().map(|x| *x == f32::NEG_INFINITY);
         let keep = empty.flat_map(|empty| vec![if empty { 0.0 } else { 1.0 }; d]);
-        (output.iter().zip(keep).map(|(x, keep)| x * keep).collect::<Vec<f32>>(), lse.to_vec())
+        (output.iter().zip(keep).map(|(x, keep)| x * keep).collect::<Vec<f32>>(), lse)
     };
     let none = f32::NEG_INFINITY;
     let a = side(&mut random, &[1.0, none, 3.0, none, 50.0, -70.0, 0.1, 0.2, 0.3, none, 88.0, 1e-3]);

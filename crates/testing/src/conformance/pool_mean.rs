@@ -1,6 +1,7 @@
 //! `pool_mean`: the bytes of every page's vectors, whichever way the range is cut.
 
 use super::MakeBackend;
+use super::heads::{Heads, covered};
 use super::selection_rig::{LAYER, MEANS, Rig, RigLane, RigSpec, selection};
 use backend::reference::pool_mean::{mean_of_tokens, sum_of_tokens};
 use backend::{IndexUnits, Runtime, VectorSummary};
@@ -13,10 +14,11 @@ const FORMS: [VectorSummary; 2] = [VectorSummary::MeanKey, VectorSummary::MeanKe
 /// # Panics
 /// The backend does not conform.
 pub fn pool_mean(make: MakeBackend<'_>) {
-    for (head_dim, kv_heads) in [(16, 1), (48, 3), (64, 2), (128, 1)] {
+    let heads = [(16, 1), (48, 3), (64, 2), (96, 1), (128, 1)];
+    for heads in covered(make, &heads.map(|(head_dim, kv_heads)| Heads::new(kv_heads, 2, head_dim))) {
         for threads in [1, 3] {
             let lanes = [5, 30, 155, 300].map(|len| (MEANS, selection(8, 0.1), len)).to_vec();
-            let rig = Rig::new(make, &RigSpec { head_dim, kv_heads, group: 2, lanes, seed: 1, threads });
+            let rig = Rig::new(make, &RigSpec { heads, lanes, seed: 1, threads });
             for form in FORMS {
                 check(&rig, form);
             }

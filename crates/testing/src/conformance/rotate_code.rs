@@ -2,6 +2,7 @@
 //! not depend on how the range is cut. Rotations that are none are refused.
 
 use super::MakeBackend;
+use super::heads::{Heads, covered};
 use super::selection_rig::{CODES, LAYER, Rig, RigLane, RigSpec, selection};
 use backend::reference::rotate_code::{Decoded, rotate, statistics};
 use backend::sketch::THRESHOLD;
@@ -13,9 +14,11 @@ use half::bf16;
 /// # Panics
 /// The backend does not conform.
 pub fn rotate_code(make: MakeBackend<'_>) {
-    for (head_dim, kv_heads) in [(48, 2), (64, 2), (80, 1), (96, 1), (112, 1), (128, 2), (256, 1)] {
+    let heads = [(48, 2), (64, 2), (80, 1), (96, 1), (112, 1), (256, 1), (128, 2)];
+    for heads in covered(make, &heads.map(|(head_dim, kv_heads)| Heads::new(kv_heads, 1, head_dim))) {
+        let Heads { head_dim, kv_heads, .. } = heads;
         let lanes = vec![(CODES, selection(48, 0.1), 110), (CODES, selection(48, 0.1), 200)];
-        let spec = RigSpec { head_dim, kv_heads, group: 1, lanes, seed: 2, threads: 1 };
+        let spec = RigSpec { heads, lanes, seed: 2, threads: 1 };
         let (rig, spread) = (Rig::new(make, &spec), Rig::new(make, &RigSpec { threads: 3, ..spec }));
         let [key, value] = &rig.rotations;
         let op =
@@ -112,7 +115,7 @@ fn check_frame(rig: &Rig, lane: &RigLane, head: usize, group: usize) {
 /// # Panics
 /// The backend takes one of them.
 pub fn refused_rotations(make: MakeBackend<'_>) {
-    let backend = make(1);
+    let backend = make.backend(1);
     let refusal = |shape: [usize; 3], elements: Vec<f32>| {
         let weight = Tensor { name: "bad".to_string(), shape: shape.to_vec(), data: TensorData::F32(elements.into()) };
         let parts = [WeightPart { weight, bias: None }];

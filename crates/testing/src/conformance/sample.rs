@@ -1,7 +1,8 @@
 //! `sample`.
 
 use super::MakeBackend;
-use super::fixture::{Fixture, Heads, Random, all_exact, check_error};
+use super::fixture::{Fixture, Random, all_exact, check_error};
+use super::heads::ANY_HEADS;
 use backend::reference::sample::{self as reference, History};
 use backend::{
     BIAS_MOST, FirstInput, LaneOutput, LaneStart, PENALTY_MOST, SampleTarget, Sampling, StepInput, TEMPERATURE_MOST,
@@ -9,7 +10,8 @@ use backend::{
 };
 use kv::{LaneId, TokenId};
 
-const HEADS: Heads = Heads { kv_heads: 1, group: 1, head_dim: 16 };
+/// Most likely tokens that every backend can report.
+const TOP_MOST: usize = 32;
 
 /// Runs `steps` steps of lanes that all see `logits`, after one lane for each of `samplings` was started.
 fn run(fixture: &Fixture, logits: &[f32], samplings: &[Sampling], steps: usize) -> Vec<Vec<LaneOutput>> {
@@ -17,7 +19,9 @@ fn run(fixture: &Fixture, logits: &[f32], samplings: &[Sampling], steps: usize) 
     for (lane, sampling) in samplings.iter().enumerate() {
         fixture.start(lane, 4, all_exact(), sampling.clone());
     }
-    let buffer = fixture.buffer(samplings.len(), vocab, &logits.repeat(samplings.len()));
+    // A row for every lane that the step is sized for.
+    let rows = fixture.shape.max_lanes;
+    let buffer = fixture.buffer(rows, vocab, &logits.repeat(rows));
     let lanes: Vec<usize> = (0..samplings.len()).collect();
     let step = |_| fixture.step(&lanes, || fixture.runtime.sample((&buffer).into(), SampleTarget::Lanes)).lanes;
     (0..steps).map(step).collect()
@@ -25,7 +29,7 @@ fn run(fixture: &Fixture, logits: &[f32], samplings: &[Sampling], steps: usize) 
 
 /// Greedy: the first of the largest; log-probabilities of penalised logits; suppressed tokens until `min_tokens`.
 pub fn greedy(make: MakeBackend<'_>) {
-    for vocab in [1, 3, 113, 1023] {
+    for vocab in make.some(&[1, 3, 113, 1023, 20_011]) {
         let mut random = Random(vocab as u64);
         let mut logits = random.normals(vocab, 3.0);
         let largest = logits.iter().copied().fold(f32::MIN, f32::max) + 1.0;
@@ -41,7 +45,7 @@ pub fn greedy(make: MakeBackend<'_>) {
         };
         let patient = Sampling { suppressed: vec![(vocab / 2) as TokenId], min_tokens: 2, ..plain.clone() };
         let samplings = [plain, penalised, patient];
-        let fixture = Fixture::new(make, HEADS, 3, 32, vocab);
+        let fixture = Fixture::new(make, ANY_HEADS, 3, 32, vocab);
         let steps = run(&fixture, &logits, &samplings, 4);
         for (lane, sampling) in samplings.iter().enumerate().filter(|(lane, _)| *lane < 2 || vocab > 1) {
             let mut counts = vec![0; vocab];
@@ -107,7 +111,7 @@ pub fn history(make: MakeBackend<'_>) {
         (FirstInput::Given(4), vec![4], 2),
         (FirstInput::Prompt { token: 5, outputs: 0 }, vec![6, 6], 2),
     ] {
-        let fixture = Fixture::new(make, HEADS, 1, 32, vocab);
+        let fixture = Fixture::new(make, ANY_HEADS, 1, 32, vocab);
         fixture.start_from(0, 4, all_exact(), sampling.clone(), first);
         let buffer = fixture.buffer(1, vocab, &logits);
         let step = |token| {
@@ -149,13 +153,13 @@ pub fn extremes(make: MakeBackend<'_>) {
                     min_tokens: 10,
                     seed: u64::MAX,
                     choice: u32::MAX,
-                    top_logprobs: vocab,
+                    top_logprobs: TOP_MOST,
                 });
             }
         }
     }
     assert!(samplings.iter().all(|sampling| sampling.check().is_ok()));
-    let fixture = Fixture::new(make, HEADS, samplings.len(), 32, vocab);
+    let fixture = Fixture::new(make, ANY_HEADS, samplings.len(), 32, vocab);
     for output in run(&fixture, &logits, &samplings, 10).into_iter().flatten() {
         assert!(output.token % 20 == 4 && output.logprob.is_finite(), "{output:?}");
     }
@@ -163,7 +167,7 @@ pub fn extremes(make: MakeBackend<'_>) {
 
 /// Draws follow the filtered distribution, and depend on seed, choice and position alone.
 pub fn draws(make: MakeBackend<'_>) {
-    let (vocab, lanes, steps) = (37, 32, 256);
+    let (vocab, lanes, steps) = (37, 32, if make.is_reduced() { 16 } else { 256 });
     let logits = Random(11).normals(vocab, 2.0);
     let base = Sampling { temperature: 0.8, ..Sampling::default() };
     for sampling in [
@@ -173,7 +177,7 @@ pub fn draws(make: MakeBackend<'_>) {
         Sampling { min_p: 0.1, temperature: 1.7, ..base.clone() },
         Sampling { top_k: 9, top_p: 0.9, min_p: 0.05, ..base },
     ] {
-        let fixture = Fixture::new(make, HEADS, lanes, steps + 8, vocab);
+        let fixture = Fixture::new(make, ANY_HEADS, lanes, steps + 8, vocab);
         let seeded: Vec<Sampling> =
             (0..lanes).map(|i| Sampling { seed: 7 + i as u64 / 2, choice: i as u32 % 2, ..sampling.clone() }).collect();
         let outputs = run(&fixture, &logits, &seeded, steps);
@@ -222,7 +226,7 @@ fn masked_step(fixture: &Fixture, logits: &[f32], mask: Option<&TokenMask>, forc
 
 /// What a mask excludes is not chosen, log-probabilities are those without it, and it holds for one step.
 pub fn masks(make: MakeBackend<'_>) {
-    for vocab in [1, 3, 31, 33, 113, 1023] {
+    for vocab in make.some(&[1, 3, 31, 33, 113, 1023]) {
         let logits = Random(vocab as u64).normals(vocab, 3.0);
         let most_likely = (0..vocab).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).expect("a token");
         let greedy = Sampling {
@@ -232,7 +236,7 @@ pub fn masks(make: MakeBackend<'_>) {
             ..Sampling::default()
         };
         for mask in some_masks(vocab, most_likely) {
-            let fixture = Fixture::new(make, HEADS, 1, 32, vocab);
+            let fixture = Fixture::new(make, ANY_HEADS, 1, 32, vocab);
             fixture.start(0, 4, all_exact(), greedy.clone());
             let mut counts = vec![0; vocab];
             for (generated, mask) in [Some(&mask), Some(&mask), None, Some(&mask)].into_iter().enumerate() {
@@ -252,7 +256,7 @@ pub fn first_masks(make: MakeBackend<'_>) {
     let logits = Random(8).normals(vocab, 3.0);
     let most_likely = (0..vocab).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).expect("a token");
     let masks = some_masks(vocab, most_likely);
-    let fixture = Fixture::new(make, HEADS, masks.len() + 1, 32, vocab);
+    let fixture = Fixture::new(make, ANY_HEADS, masks.len() + 1, 32, vocab);
     let (sampling, of_lane) = (Sampling { top_logprobs: 3, ..Sampling::default() }, |lane: usize| masks.get(lane));
     for lane in 0..=masks.len() {
         fixture.runtime.start_lane(&LaneStart {
@@ -263,7 +267,7 @@ pub fn first_masks(make: MakeBackend<'_>) {
     let buffer = fixture.buffer(1, vocab, &logits);
     let lanes: Vec<LaneId> = (0..=masks.len() as u16).map(LaneId).collect();
     fixture.runtime.enqueue(&mut || fixture.runtime.sample((&buffer).into(), SampleTarget::Prefill(&lanes)));
-    let first = fixture.runtime.collect_prefill().expect("the device works").lanes;
+    let first = fixture.fence().prefilled;
     let all: Vec<usize> = (0..lanes.len()).collect();
     let buffer = fixture.buffer(lanes.len(), vocab, &logits.repeat(lanes.len()));
     let next = fixture.step(&all, || fixture.runtime.sample((&buffer).into(), SampleTarget::Lanes)).lanes;
@@ -275,7 +279,7 @@ pub fn first_masks(make: MakeBackend<'_>) {
 
 /// Draws follow the filtered distribution of what is allowed; a mask of suppressed tokens alone lets them through.
 pub fn masked_draws(make: MakeBackend<'_>) {
-    let (vocab, steps) = (37, 2000);
+    let (vocab, steps) = (37, if make.is_reduced() { 100 } else { 2000 });
     let logits = Random(11).normals(vocab, 2.0);
     let mut mask = TokenMask::none(vocab);
     (0..vocab as TokenId).filter(|token| token % 4 != 0).for_each(|token| mask.allow(token));
@@ -283,7 +287,7 @@ pub fn masked_draws(make: MakeBackend<'_>) {
         Sampling { temperature: 0.8, seed: 3, ..Sampling::default() },
         Sampling { temperature: 1.5, top_k: 6, top_p: 0.8, min_p: 0.05, seed: 4, ..Sampling::default() },
     ] {
-        let fixture = Fixture::new(make, HEADS, 1, steps + 8, vocab);
+        let fixture = Fixture::new(make, ANY_HEADS, 1, steps + 8, vocab);
         fixture.start(0, 4, all_exact(), sampling.clone());
         let mut counts = vec![0_usize; vocab];
         (0..steps).for_each(|_| counts[masked_step(&fixture, &logits, Some(&mask), None).token as usize] += 1);
@@ -292,7 +296,7 @@ pub fn masked_draws(make: MakeBackend<'_>) {
         check_draws(&counts, &p, &format!("{mask:?} under {sampling:?}"));
     }
     let patient = Sampling { suppressed: vec![4, 9], min_tokens: 3, temperature: 1.0, ..Sampling::default() };
-    let fixture = Fixture::new(make, HEADS, 1, 32, vocab);
+    let fixture = Fixture::new(make, ANY_HEADS, 1, 32, vocab);
     fixture.start(0, 4, all_exact(), patient);
     let only = |tokens: &[TokenId]| {
         let mut mask = TokenMask::none(vocab);
@@ -320,16 +324,16 @@ fn check_draws(counts: &[usize], p: &[f64], what: &str) {
 pub fn targets(make: MakeBackend<'_>) {
     let vocab = 19;
     let logits = Random(5).normals(vocab, 2.0);
-    let fixture = Fixture::new(make, HEADS, 3, 32, vocab);
+    let fixture = Fixture::new(make, ANY_HEADS, 3, 32, vocab);
     for lane in 0..3 {
         fixture.start(lane, 6, all_exact(), Sampling { top_logprobs: vocab, ..Sampling::default() });
     }
-    let buffer = fixture.buffer(1, vocab, &logits);
+    let buffer = fixture.buffer(3, vocab, &logits.repeat(3));
     let lanes = [LaneId(2), LaneId(0)];
     fixture.runtime.enqueue(&mut || fixture.runtime.sample((&buffer).into(), SampleTarget::Prefill(&lanes)));
-    let output = fixture.runtime.collect_prefill().expect("the device works");
-    assert_eq!(output.lanes.iter().map(|o| o.lane).collect::<Vec<_>>(), lanes);
-    assert!(output.lanes.iter().all(|o| o.token == output.lanes[0].top[0].0 && o.exact_tokens == 6));
+    let output = fixture.fence().prefilled;
+    assert_eq!(output.iter().map(|o| o.lane).collect::<Vec<_>>(), lanes);
+    assert!(output.iter().all(|o| o.token == output[0].top[0].0 && o.exact_tokens == 6));
 
     let input = backend::StepInput { active: vec![LaneId(1)], forced: vec![(LaneId(1), 3)], ..Default::default() };
     let algorithms = backend::AlgorithmSet::default().with(super::fixture::ALGORITHM);

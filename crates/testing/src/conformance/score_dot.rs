@@ -1,6 +1,7 @@
 //! `score_dot`: every query head against every indexed page's mean key.
 
 use super::MakeBackend;
+use super::heads::{Heads, swept};
 use super::selection_rig::{CODES, LAYER, MEANS, Rig, RigSpec, check_error, selection};
 use backend::VectorSummary;
 use backend::reference::score_dot as reference;
@@ -11,12 +12,13 @@ use half::bf16;
 /// # Panics
 /// The backend does not conform.
 pub fn score_dot(make: MakeBackend<'_>) {
-    for (head_dim, kv_heads, group) in [(16, 1, 1), (48, 2, 3), (64, 2, 2), (80, 1, 4), (128, 2, 7)] {
+    let awkward = [(1, 1, 16), (2, 3, 48), (2, 2, 64), (1, 4, 80), (2, 7, 128)];
+    for heads in swept(make, &awkward.map(|(kv_heads, group, d)| Heads::new(kv_heads, group, d))) {
         for form in [VectorSummary::MeanKey, VectorSummary::MeanKeyAndValueSum] {
             let lengths = [19, 27, 163, 200, 1100];
             let mut lanes: Vec<_> = lengths.iter().map(|len| (MEANS, selection(8, 0.1), *len)).collect();
             lanes.insert(1, (CODES, selection(48, 0.1), 100));
-            let spec = RigSpec { head_dim, kv_heads, group, lanes, seed: 3, threads: 1 };
+            let spec = RigSpec { heads, lanes, seed: 3, threads: 1 };
             let all = [1, 3].map(|threads| scores(&Rig::new(make, &RigSpec { threads, ..spec.clone() }), form));
             assert!(all[0] == all[1], "threads change scores");
         }

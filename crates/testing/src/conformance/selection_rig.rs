@@ -2,12 +2,14 @@
 
 use super::MakeBackend;
 use super::fixture::Random;
+use super::heads::Heads;
+use super::precision::{Precision, array, as_products, rounds_products};
 use backend::sketch::SketchFrame;
 use backend::{
     AlgorithmId, AlgorithmSet, Backend, Buffer, IndexUnits, LaneStart, Partial, Rope, Rotations, Runtime, RuntimeShape,
     Sampling, StepInput, StepKey, Tensor, TensorData, View, Weight, WeightPart, WeightRole,
 };
-use half::bf16;
+use half::{bf16, f16};
 use kv::selection::Selected;
 use kv::{Geometry, LaneId, PAGE_TOKENS, RowId, Selection, geometry};
 use std::sync::Arc;
@@ -50,12 +52,8 @@ pub struct RigLane {
 /// What a rig is made of.
 #[derive(Clone, Debug)]
 pub struct RigSpec {
-    /// Head size.
-    pub head_dim: usize,
-    /// KV heads.
-    pub kv_heads: usize,
-    /// Query heads of each.
-    pub group: usize,
+    /// Its heads.
+    pub heads: Heads,
     /// Algorithm, selection and length of each lane.
     pub lanes: Vec<(AlgorithmId, Selection, usize)>,
     /// Of the data.
@@ -67,7 +65,7 @@ pub struct RigSpec {
 /// A runtime with lanes.
 pub struct Rig {
     /// Memory and weights.
-    pub backend: Box<dyn Backend>,
+    pub backend: Arc<dyn Backend>,
     /// The ops.
     pub runtime: Arc<dyn Runtime>,
     /// Layers, heads, head size.
@@ -84,13 +82,15 @@ pub struct Rig {
     pub rotations: [Weight; 2],
     /// The same, here.
     pub rotation_elements: [Vec<f32>; 2],
+    /// Whether the backend's products take bf16.
+    pub rounds_products: bool,
 }
 
 impl Rig {
     /// Random keys, values and queries in rows, and lanes that are one token short of their lengths.
     pub fn new(make: MakeBackend<'_>, spec: &RigSpec) -> Self {
-        let backend = make(spec.threads);
-        let (d, heads, q_heads) = (spec.head_dim, spec.kv_heads, spec.kv_heads * spec.group);
+        let backend = make.backend(spec.threads);
+        let (d, heads, q_heads) = (spec.heads.head_dim, spec.heads.kv_heads, spec.heads.q_heads());
         let geometry = Geometry { layers: 2, kv_heads: heads, head_dim: d };
         let longest = spec.lanes.iter().map(|(_, _, len)| *len).max().expect("a rig has lanes");
         let pages: usize = spec.lanes.iter().map(|(_, _, len)| 2 * geometry::pages(*len)).sum();
@@ -118,9 +118,11 @@ impl Rig {
             values: bf16s(heads * len * d),
         });
         let lanes: Vec<RigLane> = lanes.collect();
-        let queries: Vec<f32> = (0..lanes.len() * q_heads * d).map(|_| random.normal()).collect();
-        let q = backend.buffer("queries", lanes.len(), q_heads * d).expect("the rig's queries fit");
+        let queries = random.normals(lanes.len() * q_heads * d, 1.0);
+        let queries = as_products(backend.as_ref(), runtime.as_ref(), &queries);
+        let q = array(backend.as_ref(), Precision::Product, lanes.len(), q_heads * d);
         runtime.write(&q, &queries);
+        let rounds_products = rounds_products(backend.as_ref(), runtime.as_ref());
         // Heads too small for the sketch get rotations that nobody uses.
         let wide = d.max(SketchFrame::HEAD_DIM_LEAST);
         let elements = sparse::default_rotation(wide);
@@ -136,7 +138,18 @@ impl Rig {
         let rotations = rotation_elements
             .clone()
             .map(|elements| rotation(backend.as_ref(), Geometry { head_dim: wide, ..geometry }, elements));
-        let rig = Rig { backend, runtime, geometry, q_heads, lanes, q, queries, rotations, rotation_elements };
+        let rig = Rig {
+            backend,
+            runtime,
+            geometry,
+            q_heads,
+            lanes,
+            q,
+            queries,
+            rotations,
+            rotation_elements,
+            rounds_products,
+        };
         rig.write_rows();
         rig.start();
         rig
@@ -254,6 +267,17 @@ impl Rig {
     pub fn values<'a>(&self, lane: &'a RigLane, head: usize) -> &'a [f32] {
         let len = lane.len * self.geometry.head_dim;
         &lane.values[head * len..(head + 1) * len]
+    }
+
+    /// What rounding softmax weights to bf16 costs of the largest result: tensor cores take them so.
+    pub fn weight_rounding(&self) -> f64 {
+        if self.rounds_products { 2.0_f64.powi(-8) } else { 0.0 }
+    }
+
+    /// Whether the backend keeps token logits as f16, as those of every scored lane say.
+    pub fn rounds_logits(&self) -> bool {
+        let scored = self.lanes.iter().filter(|lane| lane.algorithm == CODES && self.candidates(lane).is_some());
+        scored.flat_map(|lane| self.runtime.read_token_logits(lane.lane)).all(|x| f16::from_f32(x).to_f32() == x)
     }
 
     /// The bytes of a lane's summary frame.

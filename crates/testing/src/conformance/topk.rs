@@ -2,6 +2,7 @@
 
 use super::MakeBackend;
 use super::fixture::Random;
+use super::heads::{Heads, swept};
 use super::selection_rig::{CODES, LAYER, MEANS, Rig, RigSpec, selection};
 use backend::VectorSummary;
 use backend::reference::topk as reference;
@@ -13,7 +14,7 @@ use kv::{PageEntry, Selection};
 /// The backend does not conform.
 pub fn topk(make: MakeBackend<'_>) {
     let mut random = Random(8);
-    for round in 0..12 {
+    for (round, heads) in swept(make, &[Heads::new(2, 2, 64); 12]).into_iter().enumerate() {
         let mut lanes = Vec::new();
         for at in 0..8 {
             let budget = [0.0, 0.0156, 0.12, 0.5, 1.0][random.below(5)];
@@ -26,7 +27,7 @@ pub fn topk(make: MakeBackend<'_>) {
             lanes.push((if unit == 8 { MEANS } else { CODES }, selection, len));
         }
         lanes.push((MEANS, selection(8, 0.03), 9001));
-        let spec = RigSpec { head_dim: 64, kv_heads: 2, group: 2, lanes, seed: round as u64, threads: 1 + round % 3 };
+        let spec = RigSpec { heads, lanes, seed: round as u64, threads: 1 + round % 3 };
         check(&Rig::new(make, &spec), round % 4 == 1);
     }
 }

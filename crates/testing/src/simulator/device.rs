@@ -241,9 +241,7 @@ impl Device {
     }
 
     pub(super) fn take_prefilled(&self) -> StepOutput {
-        let prefilled = std::mem::take(&mut self.lock().prefilled);
-        assert!(!prefilled.lanes.is_empty() || !prefilled.scores.is_empty(), "there is something to collect");
-        prefilled
+        std::mem::take(&mut self.lock().prefilled)
     }
 
     pub(super) fn decode(&self, key: StepKey, input: &StepInput) -> StepOutput {
@@ -259,7 +257,12 @@ impl Device {
         state.in_flight.push_back(written);
         let lanes = self.costs.lane * input.active.len() as f64;
         self.spend(&mut state, self.costs.decode + lanes);
-        StepOutput { lanes: outputs, scores: Vec::new() }
+        StepOutput { lanes: outputs, ..StepOutput::default() }
+    }
+
+    /// A step without decode lanes is in flight.
+    pub(super) fn fence(&self) {
+        self.lock().in_flight.push_back(Vec::new());
     }
 
     /// The oldest step in flight is collected.

@@ -91,12 +91,22 @@ impl Runtime for FakeRuntime {
 
     fn launch(&self, key: StepKey, input: &StepInput, record: &mut (dyn FnMut() + Send)) -> Ticket {
         record();
-        let output = self.device.decode(key, input);
+        let prefilled = self.device.take_prefilled();
+        let output = StepOutput { lanes: self.device.decode(key, input).lanes, ..prefilled };
         let mut outputs = self.outputs.lock().expect("one thread");
         outputs.launched += 1;
         let ticket = outputs.launched;
         outputs.steps.insert(ticket, output);
         assert!(outputs.steps.len() <= self.steps_in_flight, "more steps in flight than the backend has");
+        Ticket(ticket)
+    }
+
+    fn fence(&self) -> Ticket {
+        self.device.fence();
+        let mut outputs = self.outputs.lock().expect("one thread");
+        outputs.launched += 1;
+        let ticket = outputs.launched;
+        outputs.steps.insert(ticket, self.device.take_prefilled());
         Ticket(ticket)
     }
 
@@ -106,10 +116,6 @@ impl Runtime for FakeRuntime {
         }
         self.device.collected();
         Ok(self.outputs.lock().expect("one thread").steps.remove(&ticket.0).expect("a ticket is collected once"))
-    }
-
-    fn collect_prefill(&self) -> Result<StepOutput, BackendError> {
-        Ok(self.device.take_prefilled())
     }
 
     fn steps_in_flight(&self) -> usize {

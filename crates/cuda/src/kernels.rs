@@ -1,0 +1,184 @@
+//! Kernels by name: machine code embedded at build time, looked up once.
+
+use crate::driver::{Stream, check};
+use backend::BackendError;
+use cudarc::driver::sys;
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::marker::PhantomData;
+use std::sync::Mutex;
+
+macro_rules! fatbins {
+    ($($name:literal)*) => {
+        &[$(include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".fatbin"))),*]
+    };
+}
+
+/// Kernels that wait for what they need themselves (`wait_for_predecessor`): they may start while the kernel before
+/// them still runs.
+const OVERLAPPING: &[&str] = &[
+    "embed",
+    "add_norm",
+    "add_norm_any",
+    "silu_mul",
+    "silu_mul_any",
+    "qkv_append",
+    "gemm_few_bf16",
+    "gemm_few_f32",
+    "merge",
+];
+
+const FATBINS: &[&[u8]] = fatbins![
+    "attend" "attention_mass" "elementwise" "estimate" "gemm" "group_reduce" "merge" "pool_mean" "prefill_attend"
+    "qkv_append" "rotate_code" "sample" "score_codes" "score_dot" "score_tokens" "staging" "step" "topk"
+];
+
+/// Architectures that machine code is embedded for.
+pub(crate) const ARCHITECTURES: &str = env!("SPINDLE_CUDA_ARCHITECTURES");
+
+/// Dynamic shared memory that a block has without asking: 48 KiB, less what a kernel's own arrays take of it.
+const SHARED_DEFAULT: usize = 32 << 10;
+
+/// All kernels of a context.
+pub(crate) struct Kernels {
+    modules: Vec<sys::CUmodule>,
+    functions: Mutex<HashMap<String, Function>>,
+    /// Whether the device can start a kernel before the one before it ends.
+    overlap: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Function {
+    raw: sys::CUfunction,
+    /// Most dynamic shared memory asked for; grows.
+    shared: usize,
+    /// See [`OVERLAPPING`].
+    overlaps: bool,
+}
+
+// SAFETY: handles may be used from any thread.
+unsafe impl Send for Kernels {}
+// SAFETY: the map has a lock, and the driver locks its own.
+unsafe impl Sync for Kernels {}
+
+/// A kernel's argument.
+#[derive(Clone, Copy)]
+pub(crate) struct Argument<'a>(*mut c_void, PhantomData<&'a ()>);
+
+/// An argument by reference; its type must be what the kernel declares.
+pub(crate) fn arg<T: Copy>(value: &T) -> Argument<'_> {
+    Argument((value as *const T).cast_mut().cast(), PhantomData)
+}
+
+/// How a kernel is launched.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Launch<'a> {
+    /// Its name.
+    pub(crate) kernel: &'a str,
+    /// Blocks.
+    pub(crate) grid: [usize; 3],
+    /// Threads of a block.
+    pub(crate) threads: usize,
+    /// Bytes of dynamic shared memory.
+    pub(crate) shared: usize,
+}
+
+impl Kernels {
+    /// Loads all modules, on a device of this compute capability.
+    pub(crate) fn load(compute: (i32, i32)) -> Result<Self, BackendError> {
+        let mut modules = Vec::new();
+        for fatbin in FATBINS {
+            let mut module = std::ptr::null_mut();
+            // SAFETY: a fatbin made by nvcc; the call writes a handle.
+            let result = unsafe { sys::cuModuleLoadData(&mut module, fatbin.as_ptr().cast()) };
+            if result == sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU {
+                return Err(BackendError::Unsupported {
+                    what: "this GPU's architecture".to_string(),
+                    supported: "compute capability 8.0 and newer; build with SPINDLE_CUDA_ARCHITECTURES for others",
+                });
+            }
+            check(result, "loading the kernels (is the driver 580 or newer?)")?;
+            modules.push(module);
+        }
+        Ok(Kernels { modules, functions: Mutex::default(), overlap: (9, 0) <= compute })
+    }
+
+    /// Enqueues a kernel.
+    ///
+    /// # Panics
+    /// There is no such kernel.
+    pub(crate) fn launch(
+        &self,
+        stream: &Stream,
+        how: Launch<'_>,
+        arguments: &[Argument<'_>],
+    ) -> Result<(), BackendError> {
+        let [x, y, z] = how.grid.map(|extent| u32::try_from(extent).expect("a grid's extents have 32 bits"));
+        if x == 0 || y == 0 || z == 0 {
+            return Ok(());
+        }
+        let function = self.function(how.kernel, how.shared)?;
+        let mut pointers: Vec<*mut c_void> = arguments.iter().map(|argument| argument.0).collect();
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: how.threads as u32,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: how.shared as u32,
+            hStream: stream.raw,
+            attrs: &mut attribute,
+            numAttrs: (self.overlap && function.overlaps).into(),
+        };
+        // SAFETY: the arguments have the kernel's types, by the convention of `src/<op>.rs` and `kernels/<op>.cu`;
+        // the driver copies them before it returns.
+        let launched =
+            unsafe { sys::cuLaunchKernelEx(&config, function.raw, pointers.as_mut_ptr(), std::ptr::null_mut()) };
+        check(launched, how.kernel)
+    }
+
+    fn function(&self, name: &str, shared: usize) -> Result<Function, BackendError> {
+        let mut functions = self.functions.lock().expect("no launch panicked");
+        let known = functions.get(name).copied();
+        let mut function = known.unwrap_or_else(|| Function {
+            raw: self.find(name),
+            shared: SHARED_DEFAULT,
+            overlaps: OVERLAPPING.contains(&name),
+        });
+        if function.shared < shared {
+            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: a function that lives.
+            check(unsafe { sys::cuFuncSetAttribute(function.raw, attribute, shared as i32) }, name)?;
+            function.shared = shared;
+        }
+        functions.insert(name.to_string(), function);
+        Ok(function)
+    }
+
+    fn find(&self, name: &str) -> sys::CUfunction {
+        let symbol = CString::new(name).expect("a name without zeros");
+        let mut function = std::ptr::null_mut();
+        let found = self.modules.iter().any(|module| {
+            // SAFETY: modules that live; the call writes a handle.
+            let result = unsafe { sys::cuModuleGetFunction(&mut function, *module, symbol.as_ptr()) };
+            result == sys::CUresult::CUDA_SUCCESS
+        });
+        assert!(found, "there is no kernel {name}");
+        function
+    }
+}
+
+impl Drop for Kernels {
+    fn drop(&mut self) {
+        for module in &self.modules {
+            // SAFETY: loaded in `load`.
+            let _ = unsafe { sys::cuModuleUnload(*module) };
+        }
+    }
+}
