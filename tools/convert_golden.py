@@ -4,8 +4,7 @@
 
 SOURCE holds docs.npz (token ids per context and document) and golden.json (questions and the reference's answers).
 TARGET gets docs/CONTEXT-DOCUMENT.u16 (little-endian token ids, nothing else) and golden.json, one question a line.
-Only the first document of the contexts in FIRST_ONLY is kept, with its questions; `n` and `accuracy` always speak of
-all questions of the reference. Python's standard library is enough.
+Python's standard library is enough.
 """
 
 import ast
@@ -14,8 +13,6 @@ import pathlib
 import struct
 import sys
 import zipfile
-
-FIRST_ONLY = {"65536", "131072"}
 
 
 def array(data: bytes) -> tuple[bytes, int]:
@@ -40,8 +37,8 @@ def question(entry: dict) -> str:
     }, separators=(",", ":"))
 
 
-def context(entry: dict, kept: set[int]) -> str:
-    rows = ",\n".join(question(q) for q in entry["questions"] if q["doc"] in kept)
+def context(entry: dict) -> str:
+    rows = ",\n".join(question(q) for q in entry["questions"])
     accuracy = json.dumps(entry["accuracy"], separators=(",", ":"))
     return f'{{"n":{entry["n"]},"accuracy":{accuracy},"questions":[\n{rows}]}}'
 
@@ -50,22 +47,18 @@ def main() -> None:
     source, target = map(pathlib.Path, sys.argv[1:3])
     golden = json.loads((source / "golden.json").read_text())
     (target / "docs").mkdir(parents=True, exist_ok=True)
-    kept: dict[str, set[int]] = {}
     total = 0
     with zipfile.ZipFile(source / "docs.npz") as docs:
         for name in docs.namelist():
             length, document = name.removesuffix(".npy").split("/")
-            if length in FIRST_ONLY and document != "0":
-                continue
             raw, tokens = array(docs.read(name))
             assert 0 <= tokens - int(length) + 16 < 64, (name, tokens)
             (target / "docs" / f"{length}-{document}.u16").write_bytes(raw)
-            kept.setdefault(length, set()).add(int(document))
             total += len(raw)
     for entry in golden["contexts"].values():
         for q in entry["questions"]:
             assert all(len(digit) == 1 for digit in q["answer"] + q["dense"]), q
-    contexts = ",\n".join(f'"{name}":{context(entry, kept[name])}' for name, entry in golden["contexts"].items())
+    contexts = ",\n".join(f'"{name}":{context(entry)}' for name, entry in golden["contexts"].items())
     text = f'{{"seed":{golden["seed"]},"contexts":{{\n{contexts}}}}}\n'
     json.loads(text)
     (target / "golden.json").write_text(text)

@@ -277,7 +277,7 @@ pub trait Runtime: Inspect + Send + Sync {
     /// Marks the end of what was enqueued, where no decode step follows.
     fn fence(&self) -> Ticket;
 
-    /// Waits for a step (or a fence) and returns what it produced, and what prefills produced since the ticket before it.
+    /// Waits for a step (or a fence) and returns what it produced, and what prefills produced since the ticket before.
     ///
     /// # Errors
     /// The device was lost.

@@ -26,7 +26,10 @@ impl Fused {
         };
         if let Some((part, shape)) = parts.iter().zip(&shapes).find(|(_, shape)| shape[1] != inputs) {
             return Err(BackendError::Unsupported {
-                what: format!("{} of {} inputs beside {} of {inputs}", part.weight.name, shape[1], parts[0].weight.name),
+                what: format!(
+                    "{} of {} inputs beside {} of {inputs}",
+                    part.weight.name, shape[1], parts[0].weight.name
+                ),
                 supported: "parts of one weight have the same inputs",
             });
         }

@@ -39,10 +39,10 @@ struct Crossing {
     T inside; // its own
 };
 
-// Finds it for `goal` above 0; false where the whole sum stays below. `histogram`, `sums` (one a warp) and `found` are
-// shared; every thread takes part, after a barrier behind the histogram's last change.
-template <int THREADS, typename T>
-__device__ __forceinline__ bool crossing(const T* histogram, T goal, T* sums, Crossing<T>* found) {
+// Finds it for `goal` above 0; false where the whole sum stays below. The histogram, `sums` (one a warp) and `found`
+// are shared; every thread takes part, after a barrier behind the histogram's last change.
+template <int THREADS, typename T, typename H>
+__device__ __forceinline__ bool crossing(const H& histogram, T goal, T* sums, Crossing<T>* found) {
     constexpr int OWN = BINS / THREADS;
     T own[OWN], sum = 0, total;
 #pragma unroll

@@ -23,7 +23,8 @@ __device__ __forceinline__ void store4(const View& v, size_t row, int col, float
     *(uint2*)((bf16*)v.data + at) = make_uint2(*(unsigned*)&low, *(unsigned*)&high);
 }
 
-// Grid (rows): out[i] = table[token]. Tokens are given, or (null) those of the active lanes.
+// Grid (rows): out[i] = table[token]. Tokens are given, or (null) those of the active lanes. Table rows are `stride`
+// elements apart, a multiple of 64; 6 bytes an element.
 extern "C" __global__ void embed(const __grid_constant__ Runtime rt, const int* tokens, const bf16* table, int stride,
                                  const __grid_constant__ View out) {
     let_successor_start();
@@ -33,9 +34,15 @@ extern "C" __global__ void embed(const __grid_constant__ Runtime rt, const int* 
         return;
     }
     int token = tokens ? tokens[i] : rt.lanes[rt.active[i]].token;
-    const bf16* row = table + (size_t)token * stride;
+    View row = {(void*)(table + (size_t)token * stride), stride, 1};
+    if (out.cols % 4 == 0) {
+        for (int c = 4 * threadIdx.x; c < out.cols; c += 4 * blockDim.x) {
+            store4(out, i, c, load4(row, 0, c));
+        }
+        return;
+    }
     for (int c = threadIdx.x; c < out.cols; c += blockDim.x) {
-        store(out, i, c, __bfloat162float(row[c]));
+        store(out, i, c, load(row, 0, c));
     }
 }
 

@@ -1,17 +1,17 @@
 // Approximate attention over unselected candidates, from mean keys and value sums or from 2-bit value codes: truth,
 // with the formulas, is backend/src/cpu/estimate.rs and its modules. Where this departs from it:
-// - Parts of a size that suits the batch take the place of splits.
-// - Weights are e^(x - M) with M the largest page score of a part: of codes that is a page's log-sum-exp, so a part's
+// - Items of the schedule INDEXED take the place of splits.
+// - Weights are e^(x - M) with M the largest page score of an item: of codes that is a page's log-sum-exp, so an item's
 //   weights add up to at least 1.
-// - Skipped are the pages (of codes, the groups of 48 tokens) that count for at most 2^-25 of the part's largest page
+// - Skipped are the pages (of codes, the groups of 48 tokens) that count for at most 2^-25 of the item's largest page
 //   each, for every query head: up to 4,096 pages move an output by less than 2^-13 of the values' spread.
 // - Weights a = p dev are rounded to f16 (11 bits, where the CPU has 8 for the largest of a group); codes are exact.
-//   Tensor cores cut off what they add: sums of n products are low by up to n 2^-24 of themselves, n below 500.
+//   Tensor cores cut off what they add: sums are low by up to n 2^-24 of themselves, n at most 3/4 of an item's groups.
 #include "estimate_codes.cuh"
 #include "estimate_vectors.cuh"
 
-// Both: `_4` for groups of up to 4 query heads, `_8` up to 8. Blocks of 128 threads; grid: any, best one for each part,
-// rt.targets[INDEXED] + rows kv_heads at most. Static shared memory, 19 to 26 KiB.
+// Both: `_4` for groups of up to 4 query heads, `_8` up to 8. Blocks of 128 threads; grid: any, best one block for each
+// item and KV head. Static shared memory, 19 to 26 KiB.
 //
 // estimate_codes reads 4 bytes a page and query head twice (the second time from L2) and, of a group of 48 tokens that
 // is not skipped, 96 a query head and 12 d + 192: 20 lanes of 55,000 tokens, 32 query and 8 KV heads, d 128: 18 MB and

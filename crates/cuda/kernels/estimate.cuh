@@ -7,14 +7,13 @@ constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / 32;
 constexpr float NEGLIGIBLE = 17.32868f; // 25 ln 2
 
-// What one block works on: one of the parts that the pages of every (lane, KV head) are cut into, about
-// rt.targets[INDEXED] in all. There are more than run at once, so that blocks with much to skip make room for others,
-// but none has fewer than 384 pages unless many would be idle. Parts of a head have following places in rt.splits.
+// What one block works on: an item of the schedule INDEXED for one KV head, one of the parts that a head's pages are
+// cut into. Parts' partials lie in rt.splits.
 template <int D, int SLOTS>
 struct Task {
     int i, lane, head, sink;
     int first, end;          // pages
-    int split, part, parts;
+    int number, part, parts; // of the item; of the head
     const unsigned* selected;
     const float* scores;     // of the group's first query head
 
@@ -28,29 +27,26 @@ struct Task {
         int is_last;
     };
 
-    // Takes part `n` of all, cut at multiples of `PIECE_PAGES`; false where there are not as many.
-    template <int PIECE_PAGES>
-    __device__ __forceinline__ bool take(const Runtime& rt, int algorithm, int n) {
-        constexpr int LEAST = 384 / PIECE_PAGES;
-        auto pieces = [&](int row) { return pieces_of<PIECE_PAGES>(rt, algorithm, row); };
-        long long all = Place::total(rt, pieces), most = rt.targets[INDEXED];
-        int chunk = max((int)((all + most - 1) / most), min(LEAST, (int)((3 * all + most - 1) / most)));
-        auto parts_of = [&](int row) { return (pieces(row) + chunk - 1) / chunk; };
-        if (n >= Place::total(rt, parts_of)) {
-            return false;
+    // Item and head `n` of a schedule; for a whole warp, which looks at 32 lanes at once.
+    __device__ __forceinline__ void take(const Runtime& rt, const Schedule* s, int n) {
+        int thread = threadIdx.x % 32, n_active = *rt.n_active;
+        number = n / rt.kv_heads;
+        head = n % rt.kv_heads;
+        i = 0;
+        for (int base = 0; base < n_active; base += 32) {
+            int at = base + thread;
+            i += __popc(__ballot_sync(FULL, at < n_active && s->first[at] <= number));
         }
-        Place place = {};
-        place.find(rt, n, parts_of);
-        i = place.i, head = place.head, part = place.number, parts = place.count, split = n;
+        i -= 1;
+        part = number - s->first[i];
+        parts = s->first[i + 1] - s->first[i];
         lane = rt.active[i];
         sink = rt.lanes[lane].selection.sink_pages;
-        long long count = pieces(i);
-        first = (int)(count * part / parts) * PIECE_PAGES;
-        end = min((int)(count * (part + 1) / parts) * PIECE_PAGES, pages_of_work(rt.lanes[lane], INDEXED));
+        first = part * s->chunk;
+        end = min(first + s->chunk, pages_of_work(rt.lanes[lane], INDEXED));
         int row = i * rt.kv_heads + head;
         selected = rt.selected + (size_t)row * rt.bitmap_words;
         scores = rt.page_scores + (size_t)row * rt.group * rt.max_pages;
-        return true;
     }
 
     // Whether a page is an unselected candidate.
@@ -165,8 +161,8 @@ __device__ __forceinline__ void merge_parts(const Runtime& rt, const Task<D, SLO
                                             typename Task<D, SLOTS>::Shared& shared) {
     constexpr int WIDTH = D + 2, AT_ONCE = 64, DEEP = 32 / SLOTS;
     int parts = task.parts, c = min((int)threadIdx.x, D - 1);
-    size_t stride = (size_t)rt.group * WIDTH;
-    const float* first = rt.splits + (task.split - task.part) * stride;
+    size_t stride = (size_t)rt.kv_heads * rt.group * WIDTH, row = (size_t)task.head * rt.group * WIDTH;
+    const float* first = rt.splits + (task.number - task.part) * stride + row;
     for (int h = threadIdx.x / 32; h < SLOTS; h += WARPS) {
         float most = -INFINITY;
         for (int part = threadIdx.x % 32; part < parts; part += 32) {
@@ -221,7 +217,7 @@ __device__ __forceinline__ void finish(const Runtime& rt, const Task<D, SLOTS>& 
                                        typename Task<D, SLOTS>::Shared& shared, const float* rotation,
                                        const Partial& out) {
     if (task.parts > 1) {
-        float* split = rt.splits + (size_t)task.split * rt.group * (D + 2);
+        float* split = rt.splits + ((size_t)task.number * rt.kv_heads + task.head) * rt.group * (D + 2);
         for (int n = threadIdx.x; n < rt.group * D; n += THREADS) {
             split[n / D * (D + 2) + n % D] = shared.result[n / D][n % D];
         }
@@ -256,7 +252,7 @@ __device__ __forceinline__ void finish(const Runtime& rt, const Task<D, SLOTS>& 
     }
 }
 
-// Lanes of the algorithm that attend every token exactly have no parts: their rows say that there is nothing.
+// Lanes of the algorithm that attend every token exactly have no items: their rows say that there is nothing.
 template <int D>
 __device__ __forceinline__ void write_exact_lanes(const Runtime& rt, int algorithm, const Partial& out) {
     for (int n = blockIdx.x; n < *rt.n_active * rt.kv_heads; n += gridDim.x) {
@@ -273,14 +269,16 @@ __device__ __forceinline__ void write_exact_lanes(const Runtime& rt, int algorit
     }
 }
 
-// Works through a block's parts: `work(task)` leaves a part's results in shared memory.
-template <int D, int SLOTS, int PIECE_PAGES, typename Work>
-__device__ __forceinline__ void run_parts(const Runtime& rt, int algorithm, const float* rotation, const Partial& out,
-                                          typename Task<D, SLOTS>::Shared& shared, Work work) {
+// Works through a block's items: `work(task)` leaves an item's results in shared memory.
+template <int D, int SLOTS, typename Run>
+__device__ __forceinline__ void run_items(const Runtime& rt, int algorithm, const float* rotation, const Partial& out,
+                                          typename Task<D, SLOTS>::Shared& shared, Run work) {
     // Shared, for registers to be the loops'.
     __shared__ Task<D, SLOTS> task;
-    Task<D, SLOTS> next;
-    for (int n = blockIdx.x; next.template take<PIECE_PAGES>(rt, algorithm, n); n += gridDim.x) {
+    const Schedule* s = schedule(rt, algorithm, INDEXED);
+    for (int n = blockIdx.x; n < s->items * rt.kv_heads; n += gridDim.x) {
+        Task<D, SLOTS> next;
+        next.take(rt, s, n);
         if (threadIdx.x == 0) {
             task = next;
         }

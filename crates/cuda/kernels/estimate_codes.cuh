@@ -80,17 +80,17 @@ struct Data {
         uint2 second = __ldg((const uint2*)(source + token(8)));
         logits[0] = first.x, logits[1] = first.y, logits[2] = first.z, logits[3] = first.w;
         logits[4] = second.x, logits[5] = second.y;
-        const char* own = pool.at(step.own_row) + 28 * D;
-        statistics[0] = __ldg((const uint4*)(own + 4 * token(0)));
-        statistics[1] = __ldg((const uint4*)(own + 4 * token(0)) + 1);
-        statistics[2] = __ldg((const uint4*)(own + 4 * token(8)));
+        const char* own = plain(pool.at(step.own_row) + 4 * token(0)) + 28 * D;
+        statistics[0] = __ldg((const uint4*)own);
+        statistics[1] = __ldg((const uint4*)(own + 16));
+        statistics[2] = __ldg((const uint4*)(own + 4 * (token(8) - token(0))));
     }
 
     __device__ __forceinline__ void read_codes(const Step<SLOTS>& step, const Frames<D>& pool, int n) {
         int word = threadIdx.x % 32 / 4;
         word = D == 64 ? word % 4 : min(word, D / 16 - 1);
         const char* source = pool.at(step.rows[n]) + 16 * D + 4 * word;
-        const char *whole = source + token(0) * ROW, *half = source + token(8) * ROW;
+        const char *whole = plain(source + token(0) * ROW), *half = plain(source + token(8) * ROW);
 #pragma unroll
         for (int k = 0; k < 12; k++) {
             codes[n][k] = __ldg((const unsigned*)(k < 8 ? whole + k * ROW : half + (k - 8) * ROW));
@@ -308,7 +308,7 @@ __device__ __forceinline__ unsigned six_bits(const unsigned* words, int group) {
 }
 
 template <int D, int SLOTS>
-__device__ __forceinline__ void add_part(const Runtime& rt, int layer, const Task<D, SLOTS>& task, const float* most,
+__device__ __forceinline__ void add_item(const Runtime& rt, int layer, const Task<D, SLOTS>& task, const float* most,
                                          Sums<D>& sums) {
     __shared__ unsigned included[ROUND_PAGES / 32 + 1], needed[ROUND_PAGES / 32 + 1];
     Frames<D> pool(rt, layer, task.head);
@@ -340,9 +340,9 @@ template <int D, int SLOTS>
 __device__ __forceinline__ void estimate_codes(const Runtime& rt, int algorithm, int layer, const float* rotation,
                                                const Partial& out) {
     __shared__ typename Task<D, SLOTS>::Shared shared;
-    run_parts<D, SLOTS, GROUP_PAGES>(rt, algorithm, rotation, out, shared, [&](const Task<D, SLOTS>& task) {
+    run_items<D, SLOTS>(rt, algorithm, rotation, out, shared, [&](const Task<D, SLOTS>& task) {
         Sums<D> sums = {};
-        add_part<D, SLOTS>(rt, layer, task, shared.most, sums);
+        add_item<D, SLOTS>(rt, layer, task, shared.most, sums);
         join_codes<D, SLOTS>(sums, shared);
     });
 }

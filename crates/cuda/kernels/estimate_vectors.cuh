@@ -115,7 +115,7 @@ template <int D, int SLOTS>
 __device__ __forceinline__ void estimate_vectors(const Runtime& rt, int algorithm, int layer, const Partial& out) {
     __shared__ typename Task<D, SLOTS>::Shared shared;
     __shared__ Pages<SLOTS> pages[WARPS];
-    run_parts<D, SLOTS, PAGE_TOKENS>(rt, algorithm, nullptr, out, shared, [&](const Task<D, SLOTS>& task) {
+    run_items<D, SLOTS>(rt, algorithm, nullptr, out, shared, [&](const Task<D, SLOTS>& task) {
         Frames<D> pool(rt, layer, task.head);
         float p[SLOTS] = {}, sums[SLOTS][8] = {};
         int warp = threadIdx.x / 32;

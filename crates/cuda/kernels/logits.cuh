@@ -87,6 +87,12 @@ struct Source {
     const unsigned* suppressed;
     float repetition, presence, frequency;
 
+    static __device__ __forceinline__ Source plain(const float* logits) {
+        return {logits, nullptr, nullptr, nullptr, 1.0f, 0.0f, 0.0f};
+    }
+
+    __device__ __forceinline__ bool is_plain() const { return !counts && !bias && !suppressed; }
+
     // Rounds as the CPU does: no fused multiply-add.
     __device__ __forceinline__ float penalised(float x, int seen) const {
         int count = seen & (IN_PROMPT - 1);
@@ -103,22 +109,24 @@ struct Source {
         return suppressed && suppressed[token / 32] >> (token % 32) & 1 ? -INFINITY : x;
     }
 
-    // All reads of a kind are under way together.
+    // Reads of a kind are under way together: of penalties by halves, for which there are registers.
     __device__ __forceinline__ Batch batch(int first, int step, int end) const {
         Batch out;
 #pragma unroll
         for (int n = 0; n < AT_ONCE; n++) {
             out.x[n] = first + n * step < end ? logits[first + n * step] : -INFINITY;
         }
-        if (counts) {
-            int seen[AT_ONCE];
 #pragma unroll
-            for (int n = 0; n < AT_ONCE; n++) {
-                seen[n] = first + n * step < end ? counts[first + n * step] : 0;
+        for (int half = 0; counts && half < AT_ONCE; half += AT_ONCE / 2) {
+            int seen[AT_ONCE / 2];
+#pragma unroll
+            for (int n = 0; n < AT_ONCE / 2; n++) {
+                int token = first + (half + n) * step;
+                seen[n] = token < end ? counts[token] : 0;
             }
 #pragma unroll
-            for (int n = 0; n < AT_ONCE; n++) {
-                out.x[n] = penalised(out.x[n], seen[n]);
+            for (int n = 0; n < AT_ONCE / 2; n++) {
+                out.x[half + n] = penalised(out.x[half + n], seen[n]);
             }
         }
         if (bias) {
@@ -292,17 +300,18 @@ __device__ __forceinline__ void scan(const Source& source, const unsigned* mask,
     }
 }
 
-// Whether all other blocks of the row have left their parts: then this one reads them. Every thread calls it.
+// Whether all other blocks of the row have left their parts: then this one reads them, past the L1 cache. Every thread
+// calls it.
 __device__ __forceinline__ bool is_last(Head& head) {
     __shared__ bool last;
     __syncthreads();
     if (threadIdx.x == 0) {
-        __threadfence();
-        last = atomicAdd(&head.arrived, 1) == PARTS - 1;
+        int before; // what the block wrote before the barrier comes before this, and what it reads after it, after
+        asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;" : "=r"(before) : "l"(&head.arrived) : "memory");
+        last = before == PARTS - 1;
         if (last) {
             head.arrived = 0;
         }
-        __threadfence();
     }
     __syncthreads();
     return last;

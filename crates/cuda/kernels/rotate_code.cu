@@ -20,13 +20,12 @@ constexpr int STAGED = D + 8;
 template <int D>
 constexpr int ROTATED = D + 4;
 
-// Shared memory of a block; mirrored in src/index.rs.
+// Shared memory of a block, busy lanes behind it; mirrored in src/index.rs.
 template <int D>
 struct RotateShared {
     bf16 tokens[2][SKETCH_TOKENS][STAGED<D>];      // this group's and the next one's
     float rotated[SKETCH_TOKENS][ROTATED<D>];      // values
     unsigned char codes[SKETCH_TOKENS * (D / 4)];  // keys
-    int busy[ROTATE_THREADS<D>];                   // lanes that have a group to code
 };
 
 __device__ __forceinline__ unsigned packed(bf16 low, bf16 high) {
@@ -44,21 +43,27 @@ __device__ __forceinline__ void split(float2 x, unsigned& high, unsigned& middle
     low = packed(__float2bfloat16_rn(r0 - __bfloat162float(m0)), __float2bfloat16_rn(r1 - __bfloat162float(m1)));
 }
 
-// sums [6][16][8] = a [16][16] b [6][16][8], or added to. Volatile: the compiler would run many steps at once, for which
-// there are no registers.
+// sums [6][16][8] = a [16][16] b [6][16][8], or added to. Volatile: the compiler would run many steps at once, for
+// which there are no registers.
 template <bool FIRST>
 __device__ __forceinline__ void multiply(float (&sums)[GROUPS_OF_8][4], const unsigned (&a)[4],
                                          const unsigned (&b)[GROUPS_OF_8 / 2][4]) {
 #pragma unroll
     for (int n = 0; n < GROUPS_OF_8; n++) {
         float* c = sums[n];
+        unsigned b0 = b[n / 2][n % 2 * 2], b1 = b[n / 2][n % 2 * 2 + 1];
+        float zero = 0.0f;
         if (FIRST) {
-            c[0] = c[1] = c[2] = c[3] = 0.0f;
+            asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+                         "{%8, %9}, {%10, %10, %10, %10};"
+                         : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(zero));
+        } else {
+            asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+                         "{%8, %9}, {%0, %1, %2, %3};"
+                         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
         }
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-                     "{%8, %9}, {%0, %1, %2, %3};"
-                     : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[n / 2][n % 2 * 2]), "r"(b[n / 2][n % 2 * 2 + 1]));
     }
 }
 
@@ -92,7 +97,6 @@ struct Rotation {
                 float2 x = *(const float2*)(matrix + (size_t)c * D + step * 16 + n / 2 * 8 + pair);
                 split(x, high[step][n], middle[step][n], low[step][n]);
             }
-            asm volatile("" ::: "memory"); // not all loads at once: they would not fit beside what is split
         }
     }
 
@@ -123,6 +127,9 @@ struct Rotation {
                 for (int e = 0; e < 4; e++) {
                     x[n][e] += sums[n][e];
                 }
+            }
+            if (step % 2 == 1) {
+                __syncwarp(); // tokens are not read further ahead: there are no registers for them
             }
         }
     }
@@ -276,9 +283,11 @@ __device__ __forceinline__ void code_values(const float (&x)[GROUPS_OF_8][4], Ro
 // Three 16-byte pieces of a group for each thread: 48 tokens of d / 8 pieces.
 template <int D>
 struct Pieces {
-    unsigned rows[3]; // of the pages that they lie in
+    unsigned rows[3];    // of the pages that they lie in
+    unsigned summary_row; // of the group
 
     __device__ __forceinline__ void look_up(const Unit& unit) {
+        summary_row = unit.summary_rows[unit.first / GROUP_PAGES];
 #pragma unroll
         for (int n = 0; n < 3; n++) {
             int token = threadIdx.x / (D / 8) + n * 16, page = unit.first + token / PAGE_TOKENS;
@@ -308,13 +317,23 @@ __device__ __forceinline__ void copies_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
 }
 
-// This block's share of the units: numbers first, first + step, ... below `count`, of `busy` where that is given.
+// A lane that has a group to code, and the group's first page.
+struct Busy {
+    int lane, first;
+};
+
+// This block's share of the units: numbers first, first + step, ... below `count`; of lanes, entries of `busy`.
 struct Share {
-    const int* busy;
+    const Busy* busy;
     int first, step, count;
 
     __device__ __forceinline__ Unit unit(const Runtime& rt, const Units& units, int n) const {
-        return unit_of(rt, units, busy ? busy[n] : n, GROUP_PAGES);
+        if (!busy) {
+            int page = units.first + n * GROUP_PAGES;
+            return {units.kv_rows, units.summary_rows, page, page + GROUP_PAGES};
+        }
+        size_t table = (size_t)busy[n].lane * rt.max_pages;
+        return {rt.kv_rows + table, rt.summary_rows + table, busy[n].first, busy[n].first + GROUP_PAGES};
     }
 };
 
@@ -330,6 +349,7 @@ __device__ __forceinline__ void rotate_groups(const Runtime& rt, const Units& un
     pieces.look_up(share.unit(rt, units, share.first));
     pieces.copy(rt, layer, head, VALUES, shared.tokens[0]);
     copies_commit();
+    unsigned summary_row = pieces.summary_row;
     Rotation<D> rotation;
     rotation.load(matrix, VALUES);
     if (share.first + share.step < share.count) {
@@ -344,11 +364,11 @@ __device__ __forceinline__ void rotate_groups(const Runtime& rt, const Units& un
         __syncthreads();
         float x[GROUPS_OF_8][4];
         rotation.apply(shared.tokens[stage], x);
+        bf16* target = frame(rt, summary_row, layer, head);
+        summary_row = pieces.summary_row;
         if (number + 2 * share.step < share.count) {
             pieces.look_up(share.unit(rt, units, number + 2 * share.step));
         }
-        Unit unit = share.unit(rt, units, number);
-        bf16* target = frame(rt, unit.summary_rows[unit.first / GROUP_PAGES], layer, head);
         if (VALUES) {
             code_values<D>(x, shared, target);
         } else {
@@ -358,30 +378,35 @@ __device__ __forceinline__ void rotate_groups(const Runtime& rt, const Units& un
     }
 }
 
-// Numbers of the lanes from `first` on, one a thread, that have a group to code; returns how many.
+// Those of the first `count` active lanes that have a group to code; returns how many.
 template <int D>
-__device__ __forceinline__ int find_busy(const Runtime& rt, const Units& units, int first, int count, int* busy) {
+__device__ __forceinline__ int find_busy(const Runtime& rt, const Units& units, int count, Busy* busy) {
     __shared__ int sums[ROTATE_THREADS<D> / 32];
-    int number = first + threadIdx.x, total;
-    Unit unit = {nullptr, nullptr, 0, 0};
-    if (number < count) {
-        unit = unit_of(rt, units, number, GROUP_PAGES);
-    }
-    bool is_busy = unit.first < unit.end;
-    int before = sum_before<ROTATE_THREADS<D>>((int)is_busy, sums, total);
-    if (is_busy) {
-        busy[before] = number;
+    int found = 0;
+    for (int first = 0; first < count; first += ROTATE_THREADS<D>) {
+        int number = first + threadIdx.x, total;
+        Unit unit = {nullptr, nullptr, 0, 0};
+        if (number < count) {
+            unit = unit_of(rt, units, number, GROUP_PAGES);
+        }
+        bool is_busy = unit.first < unit.end;
+        int before = sum_before<ROTATE_THREADS<D>>((int)is_busy, sums, total);
+        if (is_busy) {
+            busy[found + before] = {rt.active[number], unit.first};
+        }
+        found += total;
     }
     __syncthreads();
-    return total;
+    return found;
 }
 
-// Codes and statistics of the units' 48-token groups. Grid (blocks that take turns, kv_heads, keys | values), 2 d threads:
-// a warp has 16 output channels of the rotation in registers, split in three. Of lanes, the few that are at a border are
-// looked for first: most steps find none.
-// Shared memory: RotateShared, 54 KiB at d = 128.
+// Codes and statistics of the units' 48-token groups. Grid (blocks that take turns, kv_heads, keys | values), 2 d
+// threads: a warp has 16 output channels of the rotation in registers, split in three. Of lanes, the few that are at a
+// border are looked for first: most steps find none.
+// Shared memory: RotateShared, 53 KiB at d = 128, and 8 bytes a lane.
 // FLOP: 3 x 2 x 2 x 48 d^2 a group and head, 52 GFLOP a layer at 32K tokens x 8 heads x 128: 0.1 ms at 500 TFLOP/s (the
-// same in f32 outside the matrix units: 17 GFLOP, 0.3 ms at best). Bytes: K and V once, 150 MB: 50 us.
+// same in f32 outside the matrix units: 17 GFLOP, 0.3 ms at best). Bytes: K and V once, 150 MB: 50 us. Two warps on
+// each scheduler wait for one another between products and codes: 0.28 ms (H200).
 template <int D>
 __device__ __forceinline__ void rotate_code(const Runtime& rt, const Units& units, int count, int layer,
                                             const float* keys, const float* values) {
@@ -389,20 +414,17 @@ __device__ __forceinline__ void rotate_code(const Runtime& rt, const Units& unit
     RotateShared<D>& shared = *(RotateShared<D>*)shared_bytes;
     let_successor_start();
     wait_for_predecessor();
-    // Of lanes, as many at a time as there are threads to look; of rows, all at once.
-    bool is_rows = units.kv_rows;
-    for (int first = 0; first < count; first += is_rows ? count : ROTATE_THREADS<D>) {
-        Share share = {nullptr, (int)blockIdx.x, (int)gridDim.x, count};
-        if (!is_rows) {
-            share.busy = shared.busy;
-            share.count = find_busy<D>(rt, units, first, count, shared.busy);
-        }
-        size_t matrix = (size_t)blockIdx.y * D * D;
-        if (blockIdx.z == 1) {
-            rotate_groups<D, true>(rt, units, share, layer, values + matrix, shared);
-        } else {
-            rotate_groups<D, false>(rt, units, share, layer, keys + matrix, shared);
-        }
+    Share share = {nullptr, (int)blockIdx.x, (int)gridDim.x, count};
+    if (!units.kv_rows) {
+        Busy* busy = (Busy*)(shared_bytes + sizeof(shared));
+        share.busy = busy;
+        share.count = find_busy<D>(rt, units, count, busy);
+    }
+    size_t matrix = (size_t)blockIdx.y * D * D;
+    if (blockIdx.z == 1) {
+        rotate_groups<D, true>(rt, units, share, layer, values + matrix, shared);
+    } else {
+        rotate_groups<D, false>(rt, units, share, layer, keys + matrix, shared);
     }
 }
 

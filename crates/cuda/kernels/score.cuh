@@ -4,7 +4,6 @@
 #include "common.cuh"
 
 constexpr float LOG2_E = 1.44269504f;
-constexpr float LN_2 = 0.69314718f;
 constexpr float CODE_THRESHOLD = 0.996f; // backend::sketch::THRESHOLD
 
 // 2^x, relative error 2^-22.
@@ -17,92 +16,73 @@ __device__ __forceinline__ float exp2_fast(float x) {
 __device__ __forceinline__ float low_bf16(unsigned pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_bf16(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
 
-// Pieces of `PIECE_PAGES` indexed pages that buffer row `row` has for each KV head.
-template <int PIECE_PAGES>
-__device__ __forceinline__ int pieces_of(const Runtime& rt, int algorithm, int row) {
-    const Lane& lane = rt.lanes[rt.active[row]];
-    return lane.algorithm == algorithm ? (pages_of_work(lane, INDEXED) + PIECE_PAGES - 1) / PIECE_PAGES : 0;
-}
+// A warp's share of all units of the lanes that an algorithm scores, in the order (buffer row, KV head, unit). A unit
+// is `UNIT` pieces of `PIECE_PAGES` indexed pages each. Scores need no merging, so shares are equal to a unit, whatever
+// lanes' lengths are.
+template <int PIECE_PAGES, int UNIT>
+struct Share {
+    int left;        // units to come, this one included
+    int i, head;
+    int unit, units; // of this head of buffer row i
+    int pieces;      // of buffer row i, for each head
 
-// Where something lies that buffer rows have `Count(row)` of for each KV head, in the order (buffer row, KV head,
-// number): for a whole warp.
-struct Place {
-    int i, head, number; // of `count`
-    int count;
-
-    template <typename Count>
-    __device__ __forceinline__ static long long total(const Runtime& rt, Count count_of) {
-        int sum = 0;
-        for (int row = threadIdx.x % 32; row < *rt.n_active; row += 32) {
-            sum += count_of(row);
-        }
-        return (long long)__reduce_add_sync(FULL, sum) * rt.kv_heads;
-    }
-
-    // `place` is below the total.
-    template <typename Count>
-    __device__ __forceinline__ void find(const Runtime& rt, int place, Count count_of) {
+    // Worker `worker` of `workers`; for a whole warp.
+    __device__ __forceinline__ void start(const Runtime& rt, int algorithm, int worker, int workers) {
         int thread = threadIdx.x % 32, n_active = *rt.n_active;
-        i = head = number = count = 0;
-        for (int base = 0, before = 0; base < n_active; base += 32) {
-            int own = base + thread < n_active ? count_of(base + thread) : 0, sum = own;
+        int total = 0;
+        for (int row = thread; row < n_active; row += 32) {
+            total += units_of(pieces_of(rt, algorithm, row));
+        }
+        long long all = (long long)__reduce_add_sync(FULL, total) * rt.kv_heads;
+        int first = (int)(all * worker / workers);
+        left = (int)(all * (worker + 1) / workers) - first;
+        i = head = unit = units = pieces = 0;
+        for (int base = 0, before = 0; left > 0; base += 32) {
+            int own_pieces = base + thread < n_active ? pieces_of(rt, algorithm, base + thread) : 0;
+            int own = units_of(own_pieces), sum = own;
             for (int at = 1; at < 32; at *= 2) {
                 int other = __shfl_up_sync(FULL, sum, at);
                 sum += thread >= at ? other : 0;
             }
-            unsigned behind = __ballot_sync(FULL, (before + sum) * rt.kv_heads > place);
+            unsigned behind = __ballot_sync(FULL, (before + sum) * rt.kv_heads > first);
             if (behind) {
                 int source = __ffs(behind) - 1;
-                int rest = place - (before + __shfl_sync(FULL, sum - own, source)) * rt.kv_heads;
-                count = __shfl_sync(FULL, own, source);
+                int rest = first - (before + __shfl_sync(FULL, sum - own, source)) * rt.kv_heads;
+                pieces = __shfl_sync(FULL, own_pieces, source);
+                units = units_of(pieces);
                 i = base + source;
-                head = rest / count;
-                number = rest % count;
-                return;
+                head = rest / units;
+                unit = rest % units;
+                break;
             }
             before += __shfl_sync(FULL, sum, 31);
-        }
-    }
-};
-
-// A warp's share of all units of the lanes that an algorithm scores. A unit is `UNIT` pieces of `PIECE_PAGES` indexed
-// pages each. Scores need no merging, so shares are equal to a unit, whatever lanes' lengths are.
-template <int PIECE_PAGES, int UNIT>
-struct Share {
-    int left;   // units to come, this one included
-    Place at;   // of the unit
-    int pieces; // of its buffer row, per head
-
-    __device__ __forceinline__ void start(const Runtime& rt, int algorithm, int worker, int workers) {
-        auto units = [&](int row) { return units_of(pieces_of<PIECE_PAGES>(rt, algorithm, row)); };
-        long long total = Place::total(rt, units);
-        int first = (int)(total * worker / workers);
-        left = (int)(total * (worker + 1) / workers) - first;
-        if (left > 0) {
-            at.find(rt, first, units);
-            pieces = pieces_of<PIECE_PAGES>(rt, algorithm, at.i);
         }
     }
 
     __device__ __forceinline__ void next(const Runtime& rt, int algorithm) {
         left--;
-        at.number++;
-        if (left <= 0 || at.number < at.count) {
+        unit++;
+        if (left <= 0 || unit < units) {
             return;
         }
-        at.number = 0;
-        if (++at.head < rt.kv_heads) {
+        unit = 0;
+        if (++head < rt.kv_heads) {
             return;
         }
-        at.head = 0;
+        head = 0;
         do {
-            at.i++;
-            pieces = pieces_of<PIECE_PAGES>(rt, algorithm, at.i);
+            i++;
+            pieces = pieces_of(rt, algorithm, i);
         } while (pieces == 0);
-        at.count = units_of(pieces);
+        units = units_of(pieces);
     }
 
     __device__ __forceinline__ static int units_of(int pieces) { return (pieces + UNIT - 1) / UNIT; }
+
+    __device__ __forceinline__ static int pieces_of(const Runtime& rt, int algorithm, int row) {
+        const Lane& lane = rt.lanes[rt.active[row]];
+        return lane.algorithm == algorithm ? pages_of_work(lane, INDEXED) / PIECE_PAGES : 0;
+    }
 };
 
 // Frames of one layer and KV head: as `frame`, with one multiplication for a row.
@@ -146,6 +126,13 @@ struct SummaryRows {
         return number / 32 == block ? first : second;
     }
 };
+
+// The same address, of which the compiler knows nothing: it then adds constants in the load instructions.
+template <typename T>
+__device__ __forceinline__ const T* plain(const T* address) {
+    asm("" : "+l"(address));
+    return address;
+}
 
 // Asks for a line to be in L2.
 __device__ __forceinline__ void prefetch(const void* line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(line)); }

@@ -66,7 +66,7 @@ struct Statistics {
     Words<2> means[4][F::WORDS], deviations[4][F::WORDS];
 
     __device__ __forceinline__ void read(const char* frame, int quad) {
-        const char* own = frame + 2 * F::PER * quad;
+        const char* own = plain(frame + 2 * F::PER * quad);
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             const char* source = own + k * D / 2;
@@ -95,7 +95,8 @@ struct Codes {
 
     __device__ __forceinline__ void read(const char* frame, int row, int quad) {
         const char* source = frame + 4 * D + 4 * F::WORDS * quad;
-        const char *whole = source + token_of(0, row) * F::ROW, *half = source + token_of(4, row) * F::ROW;
+        const char* whole = plain(source + token_of(0, row) * F::ROW);
+        const char* half = plain(source + token_of(4, row) * F::ROW);
 #pragma unroll
         for (int block = 0; block < 6; block++) {
             blocks[block].read(block < 4 ? whole + 2 * block * F::ROW : half + 2 * (block - 4) * F::ROW);
@@ -270,9 +271,9 @@ __device__ __forceinline__ void score(const Runtime& rt, int algorithm, int laye
     Codes<D, SLOTS> codes[F::FRAMES];
     // Frames of a unit; those of the next one are asked for. A head's last unit may have fewer: the last one again.
     auto find_frames = [&](const typename F::Groups& unit, const char* (&frames)[F::FRAMES]) {
-        Frames<D> pool(rt, layer, unit.at.head);
-        int first = unit.at.number * F::FRAMES, last = unit.pieces - 1;
-        table.seek(rt, unit.at.i, first);
+        Frames<D> pool(rt, layer, unit.head);
+        int first = unit.unit * F::FRAMES, last = unit.pieces - 1;
+        table.seek(rt, unit.i, first);
 #pragma unroll
         for (int n = 0; n < F::FRAMES; n++) {
             frames[n] = pool.at(table.at(min(first + n, last)));
@@ -293,7 +294,7 @@ __device__ __forceinline__ void score(const Runtime& rt, int algorithm, int laye
         codes[n].read(frames[n], column, words);
     }
     read_statistics(frames);
-    read_query<D, SLOTS>(rt, share.at.i, share.at.head, q);
+    read_query<D, SLOTS>(rt, share.i, share.head, q);
     while (true) {
         auto ahead = share;
         ahead.next(rt, algorithm);
@@ -330,16 +331,16 @@ __device__ __forceinline__ void score(const Runtime& rt, int algorithm, int laye
         for (int block = 0; block < 6; block++) {
             x[block] = transpose(logits(kept[block / 2] + block % 2 * 2, factor, offset));
         }
-        int group = share.at.number * F::FRAMES + which;
-        size_t row = (size_t)share.at.i * rt.q_heads + share.at.head * rt.group + slot;
+        int group = share.unit * F::FRAMES + which;
+        size_t row = (size_t)share.i * rt.q_heads + share.head * rt.group + slot;
         write(x, rt.token_logits + row * rt.max_tokens + group * SKETCH_TOKENS,
               rt.page_scores + row * rt.max_pages + group * GROUP_PAGES, quad,
               slot < rt.group && group < share.pieces);
         if (!more) {
             return;
         }
-        if (ahead.at.i != share.at.i || ahead.at.head != share.at.head) {
-            read_query<D, SLOTS>(rt, ahead.at.i, ahead.at.head, q);
+        if (ahead.i != share.i || ahead.head != share.head) {
+            read_query<D, SLOTS>(rt, ahead.i, ahead.head, q);
         }
         share = ahead;
     }

@@ -50,9 +50,9 @@ struct Keys {
 
     __device__ __forceinline__ void read(const Runtime& rt, int layer, const Pages& share, SummaryRows& table,
                                          bool with_values, int thread) {
-        Frames<D> frames(rt, layer, share.at.head);
-        int unit = share.at.number;
-        table.seek(rt, share.at.i, with_values ? 2 * unit : unit);
+        Frames<D> frames(rt, layer, share.head);
+        int unit = share.unit;
+        table.seek(rt, share.i, with_values ? 2 * unit : unit);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             int row = thread / 4 + 8 * half;
@@ -109,7 +109,7 @@ __device__ void score(const Runtime& rt, int algorithm, int layer, const View& q
     Keys<D> keys;
     Queries<D, TERMS> queries;
     keys.read(rt, layer, share, table, with_values, thread);
-    queries.read(rt, q, share.at.i, share.at.head, thread);
+    queries.read(rt, q, share.i, share.head, thread);
     while (true) {
         Pages ahead = share;
         ahead.next(rt, algorithm);
@@ -120,17 +120,17 @@ __device__ void score(const Runtime& rt, int algorithm, int layer, const View& q
         }
 #pragma unroll
         for (int n = 0; n < 4; n++) {
-            int h = thread % 4 * 2 + n % 2, page = share.at.number * 16 + thread / 4 + n / 2 * 8;
+            int h = thread % 4 * 2 + n % 2, page = share.unit * 16 + thread / 4 + n / 2 * 8;
             if (h < rt.group && page < share.pieces) {
-                size_t row = (size_t)share.at.i * rt.q_heads + share.at.head * rt.group + h;
+                size_t row = (size_t)share.i * rt.q_heads + share.head * rt.group + h;
                 rt.page_scores[row * rt.max_pages + page] = sums[n] * root;
             }
         }
         if (ahead.left <= 0) {
             return;
         }
-        if (ahead.at.i != share.at.i || ahead.at.head != share.at.head) {
-            queries.read(rt, q, ahead.at.i, ahead.at.head, thread);
+        if (ahead.i != share.i || ahead.head != share.head) {
+            queries.read(rt, q, ahead.i, ahead.head, thread);
         }
         share = ahead;
     }

@@ -16,7 +16,7 @@ extern "C" __global__ void __launch_bounds__(SCAN_THREADS)
     int row = blockIdx.y, target = targets[row];
     Head& head = head_of(rt, row);
     const float* own = (const float*)logits.data + (size_t)row * rt.vocab;
-    Source source = {own, nullptr, nullptr, nullptr, 1.0f, 0.0f, 0.0f};
+    Source source = Source::plain(own);
     Tokens tokens(rt.vocab, blockIdx.x);
     scan<true>(source, nullptr, tokens, top, target, head.parts[blockIdx.x]);
     if (!is_last(head)) {

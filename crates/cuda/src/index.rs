@@ -96,18 +96,19 @@ pub(crate) fn rotate_code(
     // A block keeps its rotation in registers and takes group after group; one fits on a multiprocessor.
     let blocks = work.count.min((rt.gpu.sms / (2 * heads)).max(1));
     let kernel = format!("rotate_code_{d}");
-    let how = Launch { kernel: &kernel, grid: [blocks, heads, 2], threads: 2 * d, shared: rotate_shared(d) };
+    let shared = rotate_shared(d, if work.aside { 0 } else { work.count });
+    let how = Launch { kernel: &kernel, grid: [blocks, heads, 2], threads: 2 * d, shared };
     let [count, layer] = [work.count, layer].map(|n| n as i32);
     let [keys, values] = [rotations.key, rotations.value].map(|weight| rotation(weight, heads, d));
     let arguments = [arg(&rt.argument), arg(&work.units), arg(&count), arg(&layer), arg(&keys), arg(&values)];
     run(rt, work.aside, how, &arguments);
 }
 
-/// Shared memory of `rotate_code`: two groups of tokens, rotated values, codes, numbers of lanes, as `RotateShared` has
-/// them.
-fn rotate_shared(d: usize) -> usize {
+/// Shared memory of `rotate_code`: two groups of tokens, rotated values and codes, as `RotateShared` has them, then
+/// two numbers of each of `lanes`.
+fn rotate_shared(d: usize, lanes: usize) -> usize {
     let tokens = GROUP_PAGES * PAGE_TOKENS;
-    tokens * (2 * 2 * (d + 8) + 4 * (d + 4) + d / 4) + 4 * 2 * d
+    tokens * (2 * 2 * (d + 8) + 4 * (d + 4) + d / 4) + 8 * lanes
 }
 
 /// A rotation's address.

@@ -81,11 +81,10 @@ impl Array {
     pub(crate) fn fill(&self, at: usize, bytes: &[u8]) -> Result<(), BackendError> {
         assert!(at + bytes.len() <= self.bytes, "{} bytes at {at} of {}", bytes.len(), self.bytes);
         self.budget.context.bind()?;
+        let target = self.pointer + at as u64;
         // SAFETY: the array has these bytes.
-        check(
-            unsafe { sys::cuMemcpyHtoD_v2(self.pointer + at as u64, bytes.as_ptr().cast(), bytes.len()) },
-            "copying to the GPU",
-        )?;
+        let copied = unsafe { sys::cuMemcpyHtoD_v2(target, bytes.as_ptr().cast(), bytes.len()) };
+        check(copied, "copying to the GPU")?;
         settle()
     }
 
@@ -93,18 +92,19 @@ impl Array {
     pub(crate) fn read(&self, at: usize, bytes: &mut [u8]) -> Result<(), BackendError> {
         assert!(at + bytes.len() <= self.bytes, "{} bytes at {at} of {}", bytes.len(), self.bytes);
         self.budget.context.bind()?;
+        let source = self.pointer + at as u64;
         // SAFETY: the array has these bytes.
-        check(
-            unsafe { sys::cuMemcpyDtoH_v2(bytes.as_mut_ptr().cast(), self.pointer + at as u64, bytes.len()) },
-            "copying from the GPU",
-        )
+        let copied = unsafe { sys::cuMemcpyDtoH_v2(bytes.as_mut_ptr().cast(), source, bytes.len()) };
+        check(copied, "copying from the GPU")
     }
 }
 
 impl Drop for Array {
     fn drop(&mut self) {
-        // The last owner may be any thread. SAFETY: allocated in `Budget::array`.
-        let _ = self.budget.context.bind().map(|()| unsafe { sys::cuMemFree_v2(self.pointer) });
+        // The last owner may be any thread.
+        let _ = self.budget.context.bind();
+        // SAFETY: allocated in `Budget::array`.
+        let _ = unsafe { sys::cuMemFree_v2(self.pointer) };
         self.budget.used.fetch_sub(self.counted, Ordering::Relaxed);
     }
 }

@@ -17,10 +17,13 @@ const SCAN_THREADS: usize = 512;
 const SCORE_ROWS: usize = 64;
 
 /// Bytes of a row's scratch, beside its list of tokens.
-const HEAD_BYTES: usize = 8192;
+const HEAD_BYTES: usize = 8192 + 4 * 8192;
 
 /// Tickets that may be in flight.
 const TICKETS: usize = 2;
+
+/// Tokens of the largest vocabulary: sums of a filter's weights have 32 bits.
+const VOCAB_MOST: i32 = 1 << 18;
 
 /// Bytes of the most rows' scores, with as many most likely tokens as can be.
 const SCORES_BYTES: usize = SCORE_ROWS * score_bytes(TOP_MAX);
@@ -58,7 +61,7 @@ pub(crate) fn sample(rt: &CudaRuntime, logits: View<'_>, target: SampleTarget<'_
         }
     };
     let logits = logits_of(rt, logits, "sample");
-    for kernel in ["sample_scan", "sample_draw"] {
+    for kernel in ["sample_scan", "sample_bins", "sample_draw"] {
         let how = Launch { kernel, grid: [PARTS, n, 1], threads: SCAN_THREADS, shared: 0 };
         rt.run(how, &[arg(&rt.argument), arg(&logits), arg(&target)]);
     }
@@ -90,6 +93,7 @@ fn logits_of(rt: &CudaRuntime, logits: View<'_>, op: &str) -> crate::abi::ViewAr
     let logits = view(logits);
     assert_eq!(logits.cols, rt.argument.vocab, "{op}: the logits are as wide as the vocabulary");
     assert_eq!(logits.is_bf16, 0, "{op}: logits are f32");
+    assert!(logits.cols <= VOCAB_MOST, "{op}: a vocabulary of at most {VOCAB_MOST} tokens");
     logits
 }
 
@@ -113,7 +117,7 @@ pub(crate) struct Prefilled {
     outputs: Pinned,
     /// Records that nobody has.
     free_outputs: Vec<u32>,
-    /// Places of [`SCORES_BYTES`], [`SLAB_PLACES`] each: pinned when they are first needed, few requests ask for scores.
+    /// Places of [`SCORES_BYTES`], [`SLAB_PLACES`] each, pinned when they are first needed: few requests ask for scores.
     slabs: Vec<Pinned>,
     /// Places (numbers over all slabs) that nobody has.
     free_scores: Vec<usize>,

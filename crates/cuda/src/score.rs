@@ -8,11 +8,15 @@ use kv::geometry::SKETCH_TOKENS;
 
 const THREADS: usize = 128;
 
-/// Blocks on a multiprocessor: as many as the kernels' registers leave room for. Warps share the frames of a launch
-/// equally, so more would only wait.
+/// Blocks of `score_dot` on a multiprocessor, for queries in bf16 and f32: as many as registers leave room for. Warps
+/// share the frames of a launch equally, so more would only wait.
 const DOT_BLOCKS: usize = 4;
 const DOT_F32_BLOCKS: usize = 3;
-const CODES_BLOCKS: usize = 3;
+
+/// Likewise of `score_codes`.
+fn codes_blocks(head_dim: usize) -> usize {
+    if head_dim == 64 { 4 } else { 3 }
+}
 
 /// Outputs of one block that rotates queries.
 const ROTATED: usize = 32;
@@ -33,30 +37,19 @@ pub(crate) fn score_dot(rt: &CudaRuntime, algorithm: AlgorithmId, layer: usize, 
 }
 
 /// See [`backend::Runtime`].
-pub(crate) fn score_codes(
-    rt: &CudaRuntime,
-    algorithm: AlgorithmId,
-    layer: usize,
-    q: View<'_>,
-    key_rotation: &Weight,
-) {
+pub(crate) fn score_codes(rt: &CudaRuntime, algorithm: AlgorithmId, layer: usize, q: View<'_>, key_rotation: &Weight) {
     let (heads, d, rows) = (rt.shape.geometry.kv_heads, rt.shape.geometry.head_dim, rt.rows(Batch::Lanes));
     assert_eq!(q.buffer.cols(), rt.shape.q_heads * d, "score_codes: queries");
     const { assert!(SKETCH_TOKENS == 48 && PAGE_TOKENS == 8, "what the kernels' matrices are cut for") };
     let (number, rotation) = (i32::from(algorithm.0), vector(key_rotation));
     rt.run(
-        Launch {
-            kernel: &format!("rotate_query_{d}"),
-            grid: [rows, heads, d / ROTATED],
-            threads: THREADS,
-            shared: 0,
-        },
+        Launch { kernel: &format!("rotate_query_{d}"), grid: [rows, heads, d / ROTATED], threads: THREADS, shared: 0 },
         &[arg(&rt.argument), arg(&number), arg(&view(q)), arg(&rotation)],
     );
     rt.run(
         Launch {
             kernel: &format!("score_codes_{d}_{}", slots(rt)),
-            grid: [rt.gpu.sms * CODES_BLOCKS, 1, 1],
+            grid: [rt.gpu.sms * codes_blocks(d), 1, 1],
             threads: THREADS,
             shared: 0,
         },

@@ -1,4 +1,4 @@
-//! Small host arrays on their way to kernels: a pinned ring and its twin on the device, no wait unless the ring is full.
+//! Small host arrays on their way to kernels: a pinned ring and its twin on the device; waits where the ring is full.
 
 use crate::driver::{Event, Pinned, Stream, check};
 use crate::memory::{Array, Budget};

@@ -51,8 +51,8 @@ const DOCUMENTS: &[(usize, usize, &[u8])] = documents![
     4096: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15;
     16384: 0 1 2 3 4 5 6 7;
     32768: 0 1 2 3 4 5 6 7;
-    65536: 0;
-    131072: 0;
+    65536: 0 1 2 3;
+    131072: 0 1 2 3;
 ];
 
 /// What the reference says of them.

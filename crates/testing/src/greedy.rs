@@ -110,3 +110,23 @@ impl Comparison {
         format!("{equal} of {texts} texts equal, {compared} tokens compared, widest margin of a difference {widest:.4}")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_compared_up_to_where_they_part() {
+        let text = |choices: &[(TokenId, f32)]| -> Vec<Choice> {
+            choices.iter().map(|&(token, margin)| Choice { token, margin }).collect()
+        };
+        let want = text(&[(1, 3.0), (2, 0.04), (3, 9.0)]);
+        let mut comparison = Comparison::default();
+        comparison.add("the same".to_string(), &want, &text(&[(1, 2.9), (2, 0.02), (3, 9.1)]));
+        comparison.add("close".to_string(), &want, &text(&[(1, 3.0), (7, 0.01), (8, 5.0)]));
+        comparison.add("far".to_string(), &want, &text(&[(5, 1.0), (2, 0.04), (3, 9.0)]));
+        assert_eq!((comparison.texts, comparison.compared, comparison.differences.len()), (3, 6, 2));
+        assert_eq!(comparison.differences[0].1.margin(), 0.01);
+        assert_eq!(comparison.unexplained(0.3).len(), 1, "{:?}", comparison.unexplained(0.3));
+    }
+}

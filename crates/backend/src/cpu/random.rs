@@ -1,4 +1,4 @@
-//! Weights of seeded noise, for measurements of speed: element `i` is a function of (seed, i), the same on every device.
+//! Weights of seeded noise, for measurements of speed: element `i` is a function of (seed, i) on every device.
 
 use crate::{Tensor, TensorData, WeightPart, WeightRole};
 use half::bf16;

@@ -14,6 +14,9 @@ use engine::{Feed, Request, Source};
 use eval::{Document, Drained};
 use serde_json::json;
 
+/// Most tokens of the prompt that is read before anything is timed.
+const WARM_UP_TOKENS: usize = 4096;
+
 /// One line of the result.
 struct Line {
     prompt_tokens: usize,
@@ -88,6 +91,9 @@ fn measure(
     attentions: &[Attention],
 ) -> Result<Vec<Line>> {
     let bar = progress_bar("reading", batch as u64, "{pos}/{len} prompts");
+    // What happens once (kernels loaded, weights paged in, the first guess of what a unit costs) is not timed.
+    let warm_up = prompt(session, prompt_tokens.min(WARM_UP_TOKENS), batch as u64);
+    drop(Document::read(&session.engine, warm_up, Attention::dense().into(), |_, _| ())?);
     let mut documents = Vec::new();
     for seed in 0..batch {
         let tokens = prompt(session, prompt_tokens, seed as u64);

@@ -18,7 +18,7 @@ mod rows;
 mod selection;
 
 use crate::arguments::Arguments;
-use bed::Bed;
+use bed::{Bed, Prepare};
 use card::Card;
 use serde_json::{Value, json};
 
@@ -72,17 +72,16 @@ impl Table<'_> {
     }
 
     /// Times a kernel of the decode step: `record` with its number, as often as it takes for its graph to be long.
-    /// `first` runs once in front.
     pub(crate) fn step(
         &mut self,
         bed: &Bed,
         (kernel, shape): (&str, &str),
         work: Work,
-        first: &(dyn Fn() + Sync),
+        prepare: Prepare<'_>,
         record: &(dyn Fn(usize) + Sync),
     ) {
         if self.wants(kernel) {
-            let seconds = bed.step_seconds(self.floor(work), first, record);
+            let seconds = bed.step_seconds(self.floor(work), prepare, record);
             self.add(kernel, shape, work, seconds);
         }
     }

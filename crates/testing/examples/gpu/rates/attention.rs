@@ -34,11 +34,7 @@ fn attend(table: &mut Table<'_>, backend: &Arc<CudaBackend>, lanes: usize, token
     bed.set(dense, Selection::dense());
     let record = |i: usize| bed.runtime.attend(dense, i % layers, PageSource::RowTable, (&q).into(), &out);
     let work = Work::bytes(lanes * tokens * KV_HEADS * D * 4);
-    table.step(&bed, ("attend", &format!("row tables, {lanes} x {tokens}")), work, &|| (), &record);
-    let other = bed.partial();
-    let merge = |_| bed.runtime.merge(dense, &out, &other);
-    let bytes = 3 * lanes * Q_HEADS * (D + 1) * 4;
-    table.step(&bed, ("merge", &format!("{lanes} lanes")), Work::bytes(bytes), &|| (), &merge);
+    table.step(&bed, ("attend", &format!("row tables, {lanes} x {tokens}")), work, None, &record);
 }
 
 fn prefill_attend(table: &mut Table<'_>, backend: &Arc<CudaBackend>) {

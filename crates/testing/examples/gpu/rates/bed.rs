@@ -34,6 +34,12 @@ const ROUND_SECONDS: f64 = 0.05;
 /// Rounds; the median counts.
 const ROUNDS: usize = 5;
 
+/// Elements after which noise repeats.
+const NOISE_PERIOD: usize = 4_194_301;
+
+/// What a measurement needs to have run before it.
+pub(crate) type Prepare<'a> = Option<&'a (dyn Fn() + Sync)>;
+
 /// Most repetitions of a kernel in a graph.
 const REPETITIONS_MAX: usize = 1024;
 
@@ -119,12 +125,12 @@ impl Bed {
         self.wait();
     }
 
-    /// Uniform noise of deviation 1 in a buffer.
+    /// Uniform noise of deviation 1 in a buffer; its period is a prime, so that no two heads' vectors are alike.
     pub(crate) fn write(&self, buffer: &Buffer, seed: u64) {
-        let mut random = Random(seed);
-        let elements: Vec<f32> = (0..buffer.rows() * buffer.cols())
-            .map(|_| ((random.bits() >> 40) as f32 / 8_388_608.0 - 1.0) * 1.732)
-            .collect();
+        let (mut random, count) = (Random(seed), buffer.rows() * buffer.cols());
+        let element = |_| ((random.bits() >> 40) as f32 / 8_388_608.0 - 1.0) * 1.732;
+        let period: Vec<f32> = (0..count.min(NOISE_PERIOD)).map(element).collect();
+        let elements: Vec<f32> = period.iter().copied().cycle().take(count).collect();
         self.runtime.write(buffer, &elements);
     }
 
@@ -195,26 +201,27 @@ impl Bed {
         self.runtime.collect(self.runtime.fence()).unwrap_or_else(|error| panic!("{error}"));
     }
 
-    /// Seconds of a repetition of `record` in a captured graph that begins with `first`; `floor` is about what one
-    /// takes.
-    pub(crate) fn step_seconds(&self, floor: f64, first: &(dyn Fn() + Sync), record: &(dyn Fn(usize) + Sync)) -> f64 {
+    /// A key of the lanes' algorithm that no graph has: bits above the algorithms' tell graphs apart.
+    fn next_key(&self) -> StepKey {
+        let mut lanes = self.lanes();
+        lanes.graphs += 1;
+        let algorithms = AlgorithmSet(lanes.graphs << 8).with(lanes.algorithm);
+        StepKey { bucket: self.spec.lanes, algorithms, measure_mass: false }
+    }
+
+    /// Seconds of a repetition of `record` in a captured graph; `floor` is about what one takes. `prepare` runs in a
+    /// step of its own before, and leaves what `record` reads.
+    pub(crate) fn step_seconds(&self, floor: f64, prepare: Prepare<'_>, record: &(dyn Fn(usize) + Sync)) -> f64 {
         let repetitions = ((GRAPH_SECONDS / floor.max(1e-9)) as usize).clamp(2 * self.spec.layers, REPETITIONS_MAX);
-        // Bits above the algorithms' make the key this graph's own.
-        let algorithms = {
-            let mut lanes = self.lanes();
-            lanes.graphs += 1;
-            AlgorithmSet(lanes.graphs << 8).with(lanes.algorithm)
-        };
-        let key = StepKey { bucket: self.spec.lanes, algorithms, measure_mass: false };
         let active = (0..self.spec.lanes as u16).map(LaneId).collect();
         let input = StepInput { active, ..StepInput::default() };
-        let launch = || {
-            self.runtime.launch(key, &input, &mut || {
-                first();
-                (0..repetitions).for_each(record);
-            })
-        };
         let collect = |ticket| self.runtime.collect(ticket).unwrap_or_else(|error| panic!("{error}"));
+        self.start_lanes();
+        if let Some(prepare) = prepare {
+            collect(self.runtime.launch(self.next_key(), &input, &mut || prepare()));
+        }
+        let key = self.next_key();
+        let launch = || self.runtime.launch(key, &input, &mut || (0..repetitions).for_each(record));
         let run = |launches: usize| {
             self.start_lanes();
             self.wait();

@@ -50,7 +50,7 @@ pub(crate) fn measure(table: &mut Table<'_>, backend: &Arc<CudaBackend>) {
             bed.unit_seconds(ONCE, &gemm);
             match m {
                 MANY => table.unit(&bed, of, work, &gemm),
-                _ => table.step(&bed, of, work, &|| (), &gemm),
+                _ => table.step(&bed, of, work, None, &gemm),
             }
         }
     }
@@ -71,6 +71,6 @@ fn decode_input(table: &mut Table<'_>, bed: &Bed) {
         let work = Work { bytes: (2 * n * k + 4 * m * k + 2 * m * n) as f64, flops: 2.0 * (m * n * k) as f64 };
         let gemm = |i: usize| bed.runtime.gemm(Batch::Tokens(m), (&x).into(), &weights[i % copies], (&out).into());
         bed.unit_seconds(ONCE, &gemm);
-        table.step(bed, ("gemm", &format!("attention output of f32: {m} x {n} x {k}")), work, &|| (), &gemm);
+        table.step(bed, ("gemm", &format!("attention output of f32: {m} x {n} x {k}")), work, None, &gemm);
     }
 }

@@ -20,8 +20,7 @@ const TURNS: usize = 8;
 
 /// One row an op and number of rows.
 pub(crate) fn measure(table: &mut Table<'_>, backend: &Arc<CudaBackend>) {
-    let ops =
-        ["embed", "add_norm", "silu_mul", "qkv_append", "sample", "score_tokens", "scatter_layer", "gather_layer"];
+    let ops = ["embed", "add_norm", "silu_mul", "qkv_append", "sample", "scatter_layer", "gather_layer"];
     if !ops.iter().any(|op| table.wants(op)) {
         return;
     }
@@ -39,7 +38,7 @@ pub(crate) fn measure(table: &mut Table<'_>, backend: &Arc<CudaBackend>) {
 /// Runs in a graph where it is one row a lane, and alone where it is a stride.
 fn time(table: &mut Table<'_>, bed: &Bed, of: (&str, &str), m: usize, work: Work, record: &(dyn Fn(usize) + Sync)) {
     match m == ROWS[0] {
-        true => table.step(bed, of, work, &|| (), record),
+        true => table.step(bed, of, work, None, record),
         false => table.unit(bed, of, work, record),
     }
 }
@@ -82,7 +81,7 @@ fn qkv_append(table: &mut Table<'_>, bed: &Bed) {
         let (layer, qkv) = (i % TURNS, (&qkv[i % TURNS]).into());
         bed.runtime.qkv_append(layer, Batch::Lanes, qkv, None, KvTarget::Lanes, (&q).into());
     };
-    table.step(bed, ("qkv_append", &format!("{few} lanes")), Work::bytes(few * QKV * 4), &|| (), &record);
+    table.step(bed, ("qkv_append", &format!("{few} lanes")), Work::bytes(few * QKV * 4), None, &record);
     let (qkv, q) = (bed.noise(many, QKV, 1), bed.product(many, Q_HEADS * D));
     let staging = bed.backend.staging(&bed.shape, many).expect("staging");
     let record = |_| {
@@ -111,10 +110,7 @@ fn sample(table: &mut Table<'_>, bed: &Bed) {
     for (how, sampling) in [("greedy", None), ("temperature 0.8, top_p 0.95", Some((0.8, 0.95)))] {
         bed.set_sampling(sampling);
         let shape = format!("{lanes} x {VOCAB}, {how}");
-        table.step(bed, ("sample", &shape), Work::bytes(4 * lanes * VOCAB), &|| (), &record);
+        table.step(bed, ("sample", &shape), Work::bytes(4 * lanes * VOCAB), None, &record);
     }
     bed.set_sampling(None);
-    let (rows, targets) = (bed.full_noise(64, VOCAB, 1), vec![7; 64]);
-    let record = |_| bed.runtime.score_tokens((&rows).into(), &targets, 5);
-    table.unit(bed, ("score_tokens", &format!("64 x {VOCAB}, 5 most likely")), Work::bytes(4 * 64 * VOCAB), &record);
 }

@@ -35,7 +35,7 @@ struct Setting {
 /// One row an op.
 pub(crate) fn measure(table: &mut Table<'_>, backend: &Arc<CudaBackend>) {
     let ops = ["pool_mean", "rotate_code", "score_dot", "score_codes", "group_reduce", "topk", "attend", "estimate"];
-    if !ops.iter().chain(&["attention_mass"]).any(|op| table.wants(op)) {
+    if !ops.iter().chain(&["merge"]).any(|op| table.wants(op)) {
         return;
     }
     let bed = Bed::new(backend, BedSpec { layers: LAYERS, lanes: LANES, tokens: TOKENS, summaries: true });
@@ -53,6 +53,7 @@ pub(crate) fn measure(table: &mut Table<'_>, backend: &Arc<CudaBackend>) {
     setting.shadowkv(table, of("shadowkv"), VectorSummary::MeanKey);
     setting.shadowkv(table, of("shadowkv+estimate"), WITH_VALUES);
     setting.sketch(table, of("sketch"));
+    setting.merge(table, of("sketch"));
 }
 
 impl Setting {
@@ -89,7 +90,7 @@ impl Setting {
         let shape = format!("{name}, {LANES} x {TOKENS}");
         let score = |i: usize| runtime.score_dot(id, i % LAYERS, (&self.q).into(), form);
         let work = Work::bytes(LANES * pages * KV_HEADS * D * 2 + scores);
-        table.step(bed, ("score_dot", &shape), work, &|| (), &score);
+        table.step(bed, ("score_dot", &shape), work, None, &score);
         self.select(table, (id, selection), &shape, &|| score(0));
         if form == WITH_VALUES {
             let estimate = |i: usize| {
@@ -100,7 +101,7 @@ impl Setting {
                 bed,
                 ("estimate", &format!("vectors, {LANES} x {TOKENS}")),
                 work,
-                &|| self.choose(id, &|| score(0)),
+                Some(&|| self.choose(id, &|| score(0))),
                 &estimate,
             );
         }
@@ -118,14 +119,23 @@ impl Setting {
         let score = |i: usize| runtime.score_codes(id, i % LAYERS, (&self.q).into(), &self.rotation);
         // The key halves of frames; the logits that are written come on top of these.
         let halves = LANES * groups * KV_HEADS * frame.value_codes();
-        table.step(bed, ("score_codes", &format!("{LANES} x {TOKENS}")), Work::bytes(halves), &|| (), &score);
+        table.step(bed, ("score_codes", &format!("{LANES} x {TOKENS}")), Work::bytes(halves), None, &score);
         self.select(table, (id, selection), &format!("sketch, {LANES} x {TOKENS}"), &|| score(0));
         let values = LANES * groups * KV_HEADS * (frame.bytes() - frame.value_codes());
         let logits = LANES * groups * SKETCH_TOKENS * Q_HEADS * 2;
         let source = EstimateSource::Codes { value_rotation: &self.rotation };
         let estimate = |i: usize| runtime.estimate(id, i % LAYERS, source, (&self.q).into(), &self.out);
         let of = ("estimate", &*format!("codes, {LANES} x {TOKENS}"));
-        table.step(bed, of, Work::bytes(values + logits), &|| self.choose(id, &|| score(0)), &estimate);
+        table.step(bed, of, Work::bytes(values + logits), Some(&|| self.choose(id, &|| score(0))), &estimate);
+    }
+
+    /// The halves of a sparse lane's attention.
+    fn merge(&self, table: &mut Table<'_>, (id, selection): (AlgorithmId, Selection)) {
+        self.bed.set(id, selection);
+        let other = self.bed.partial();
+        let merge = |_| self.bed.runtime.merge(id, &self.out, &other);
+        let bytes = 3 * LANES * Q_HEADS * (D + 1) * 4;
+        table.step(&self.bed, ("merge", &format!("{LANES} lanes")), Work::bytes(bytes), None, &merge);
     }
 
     /// Scores, and the lists that follow.
@@ -147,16 +157,16 @@ impl Setting {
         let pages = selection.indexed_pages(TOKENS);
         let (scores, reduced) = (LANES * Q_HEADS * pages * 4, LANES * KV_HEADS * pages * 4);
         let reduce = |_| runtime.group_reduce(id);
-        table.step(bed, ("group_reduce", shape), Work::bytes(scores + reduced), score, &reduce);
+        table.step(bed, ("group_reduce", shape), Work::bytes(scores + reduced), Some(score), &reduce);
         let choose = |_| runtime.topk(id);
         let reduced_once = || {
             score();
             runtime.group_reduce(id);
         };
-        table.step(bed, ("topk", shape), Work::bytes(reduced), &reduced_once, &choose);
+        table.step(bed, ("topk", shape), Work::bytes(reduced), Some(&reduced_once), &choose);
         let exact = selection.exact_tokens(TOKENS);
         let attend = |i: usize| runtime.attend(id, i % LAYERS, PageSource::PageList, (&self.q).into(), &self.out);
         let of = ("attend", &*format!("page lists of {exact} tokens, {shape}"));
-        table.step(bed, of, Work::bytes(LANES * exact * KV_HEADS * D * 4), &|| self.choose(id, score), &attend);
+        table.step(bed, of, Work::bytes(LANES * exact * KV_HEADS * D * 4), Some(&|| self.choose(id, score)), &attend);
     }
 }
