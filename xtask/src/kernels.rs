@@ -13,9 +13,17 @@ use crate::toolkit::{self, Outcome};
 /// Crates with the feature.
 const CRATES: [&str; 3] = ["spindle-cuda", "spindle-cli", "spindle-testing"];
 
-/// Kernels whose registers are shown: those that most of the time goes to.
-const HOT: [&str; 7] =
-    ["attend_", "prefill_attend_", "gemm_", "score_codes_", "score_dot_", "estimate_", "rotate_code_"];
+/// Kernels that most of the time goes to, in whose inner loops every register counts.
+const HOT: [&str; 5] = ["attend_", "prefill_attend_", "gemm_", "score_codes_", "score_dot_"];
+
+/// Architectures on which hot kernels must keep every register.
+const STRICT: [&str; 2] = ["sm_80", TUNED];
+
+/// Bytes that a hot kernel may store elsewhere: kernels are not tuned for newer architectures yet.
+const HOT_BYTES_ELSEWHERE: usize = 64;
+
+/// Bytes that any other kernel may store: those of `estimate`, `rotate_code` and `sample` lie outside inner loops.
+const OTHER_BYTES: usize = 192;
 
 /// The architecture whose registers are shown.
 const TUNED: &str = "sm_90a";
@@ -118,9 +126,18 @@ fn usages(report: &str) -> Vec<Usage> {
 
 fn complaint(usage: &Usage) -> Option<String> {
     let Usage { kernel, architecture, registers, stored_bytes, loaded_bytes } = usage;
-    let fits = stored_bytes + loaded_bytes == 0;
+    let allowed = match (is_hot(kernel), STRICT.contains(&architecture.as_str())) {
+        (true, true) => 0,
+        (true, false) => HOT_BYTES_ELSEWHERE,
+        (false, _) => OTHER_BYTES,
+    };
+    let fits = *stored_bytes <= allowed;
     let told = || format!("  {kernel} on {architecture}: {stored_bytes} bytes stored, {loaded_bytes} loaded");
     (!fits).then(|| format!("{}, {registers} registers", told()))
+}
+
+fn is_hot(kernel: &str) -> bool {
+    HOT.iter().any(|name| kernel.starts_with(name))
 }
 
 fn show(usages: &[Usage]) {
@@ -128,8 +145,7 @@ fn show(usages: &[Usage]) {
     let kernels: BTreeSet<&str> = usages.iter().map(|usage| usage.kernel.as_str()).collect();
     let all: Vec<&str> = architectures.into_iter().collect();
     println!("{} kernels for {}; registers on {TUNED}:", kernels.len(), all.join(", "));
-    let is_hot = |usage: &&Usage| HOT.iter().any(|name| usage.kernel.starts_with(name)) && usage.architecture == TUNED;
-    for usage in usages.iter().filter(is_hot) {
+    for usage in usages.iter().filter(|usage| is_hot(&usage.kernel) && usage.architecture == TUNED) {
         println!("  {:<28}{:>4}", usage.kernel, usage.registers);
     }
 }

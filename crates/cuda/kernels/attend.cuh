@@ -2,7 +2,7 @@
 // over them. Each warp has its own pages, ring and softmax, so that warps wait for one another only at an item's end.
 #pragma once
 
-#include "common.cuh"
+#include "runtime.cuh"
 
 constexpr int WARPS = 4;
 constexpr int STEP_PAGES = 2;   // of a warp's step: 16 tokens, the depth of one matrix instruction

@@ -1,7 +1,7 @@
 // Sums over a block's threads, and where a histogram's running sum reaches a goal.
 #pragma once
 
-#include "common.cuh"
+#include "runtime.cuh"
 
 constexpr int BINS = 2048; // of a histogram: 11 bits of a key
 

@@ -1,5 +1,5 @@
 // embed, add_norm, silu_mul, conversions: bound by memory (prefill) or by latency (decode).
-#include "common.cuh"
+#include "runtime.cuh"
 
 // Four elements of a row from `col` on, a multiple of 4; rows are 8 or 16 bytes aligned there.
 __device__ __forceinline__ float4 load4(const View& v, size_t row, int col) {

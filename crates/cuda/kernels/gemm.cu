@@ -7,7 +7,7 @@
 // Weight rows are `stride` elements apart, a multiple of 64, with zeros behind their ends, and there is a multiple of
 // 16 of them; rows of x are a multiple of 8 elements wide. Estimate: 2 N K bytes over the copy bandwidth;
 // Llama-3.1-8B: 15.0 GB a step, 5.0 ms on an H100.
-#include "common.cuh"
+#include "runtime.cuh"
 
 constexpr int WARPS = 8;
 constexpr int CHUNK = 64;  // k that a warp takes at once: 128 bytes of a row

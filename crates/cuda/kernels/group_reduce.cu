@@ -1,5 +1,5 @@
 // Page scores of query heads to one per KV head.
-#include "common.cuh"
+#include "runtime.cuh"
 
 constexpr int REDUCE_THREADS = 1024;
 constexpr int REDUCE_WARPS = REDUCE_THREADS / 32;

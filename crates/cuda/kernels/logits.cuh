@@ -2,7 +2,7 @@
 // joins them. Parts do not depend on the batch, so a row alone gives the same bits as in one.
 #pragma once
 
-#include "common.cuh"
+#include "runtime.cuh"
 
 constexpr int PARTS = 16;
 constexpr int SCAN_THREADS = 512;

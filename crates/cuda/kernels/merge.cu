@@ -1,5 +1,5 @@
 // Partials of attention joined by log-sum-exp.
-#include "common.cuh"
+#include "runtime.cuh"
 
 constexpr int MERGE_WARPS = 4;
 

@@ -1,5 +1,5 @@
 // Index of mean keys: one mean (and value sum) a page.
-#include "common.cuh"
+#include "runtime.cuh"
 
 constexpr int POOL_THREADS = 128;
 

@@ -14,7 +14,7 @@
 // Keys come in steps of 64 at absolute multiples of 64, and no row's numbers depend on another's: without parts, a row
 // is the same bit for bit whatever unit it came in.
 
-#include "common.cuh"
+#include "runtime.cuh"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // Head norms, rotary embedding, K and V to their place.
-#include "common.cuh"
+#include "runtime.cuh"
 
 // Grid (positions), d / 2 threads: cosines and sines of a position, angles in double as on the CPU.
 extern "C" __global__ void make_rope(const __grid_constant__ Runtime rt, const double* inv_freq, float factor) {

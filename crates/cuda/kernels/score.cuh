@@ -1,7 +1,7 @@
 // What scoring and estimation share: equal shares of all indexed pages, and the instructions both use.
 #pragma once
 
-#include "common.cuh"
+#include "runtime.cuh"
 
 constexpr float LOG2_E = 1.44269504f;
 constexpr float CODE_THRESHOLD = 0.996f; // backend::sketch::THRESHOLD

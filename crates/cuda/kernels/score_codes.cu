@@ -261,8 +261,10 @@ __device__ __forceinline__ void score(const Runtime& rt, int algorithm, int laye
     int column = thread / 4, quad = thread % 4, slot = column % SLOTS, which = column / SLOTS;
     int words = min(quad, F::QUADS - 1);
     typename F::Groups share;
+    let_successor_start();
     share.start(rt, algorithm, worker, gridDim.x * (blockDim.x / 32));
     if (share.left <= 0) {
+        wait_for_predecessor();
         return;
     }
     float root = 1.0f / sqrtf((float)D), q[4][F::PER];
@@ -294,6 +296,8 @@ __device__ __forceinline__ void score(const Runtime& rt, int algorithm, int laye
         codes[n].read(frames[n], column, words);
     }
     read_statistics(frames);
+    // Frames are older than this step: the first of them are asked for while queries are still being rotated.
+    wait_for_predecessor();
     read_query<D, SLOTS>(rt, share.i, share.head, q);
     while (true) {
         auto ahead = share;
@@ -352,6 +356,8 @@ __device__ __forceinline__ void score(const Runtime& rt, int algorithm, int laye
 template <int D>
 __device__ __forceinline__ void rotate(const Runtime& rt, int algorithm, const View& q, const float* rotation) {
     __shared__ float4 queries[GROUP_MAX][D / 4];
+    let_successor_start();
+    wait_for_predecessor();
     int i = blockIdx.x, head = blockIdx.y, thread = threadIdx.x % 32;
     if (i >= *rt.n_active) {
         return;

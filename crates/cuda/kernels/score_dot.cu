@@ -100,8 +100,10 @@ template <int D, int TERMS>
 __device__ void score(const Runtime& rt, int algorithm, int layer, const View& q, bool with_values) {
     int thread = threadIdx.x % 32, worker = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     Pages share;
+    let_successor_start();
     share.start(rt, algorithm, worker, gridDim.x * (blockDim.x / 32));
     if (share.left <= 0) {
+        wait_for_predecessor();
         return;
     }
     float root = 1.0f / sqrtf((float)D);
@@ -109,6 +111,8 @@ __device__ void score(const Runtime& rt, int algorithm, int layer, const View& q
     Keys<D> keys;
     Queries<D, TERMS> queries;
     keys.read(rt, layer, share, table, with_values, thread);
+    // Summaries are older than this step: the first of them are asked for while queries are still being made.
+    wait_for_predecessor();
     queries.read(rt, q, share.i, share.head, thread);
     while (true) {
         Pages ahead = share;

@@ -1,5 +1,5 @@
 // Staging to rows and back, rows to rows.
-#include "common.cuh"
+#include "runtime.cuh"
 
 // Staging: [kv_heads][K or V][capacity][d].
 struct Staging {

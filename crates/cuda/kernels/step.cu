@@ -1,5 +1,5 @@
 // What a step begins with: the host's input is applied to lanes and tables, work is scheduled, masks are copied.
-#include "common.cuh"
+#include "runtime.cuh"
 
 // The head of a step's input in pinned memory. Arrays follow, for W lanes (max_lanes, rounded up to 4), in this order:
 // active [W], rows [2 W][lane, table, index, row], forced [W][lane, token], masked [W], mask words [W][mask_words].

@@ -190,7 +190,7 @@ __device__ int list_pages(const Candidates& all, const unsigned* chosen, int pag
 // The k best candidates of a (lane, KV head), as a bitmap and as the page list with the exact pages around them;
 // everything is listed where all is exact. Grid (kv_heads, rows), 512 threads. Shared memory: one bitmap, and 12 KiB.
 // Bytes: scores once, and again from the caches, 28 KiB a block at 7K candidates, 4.6 MB at 20 lanes x 8 heads: 2 us;
-// its time is that of reads in a row, a dozen barriers and 1,300 instructions a warp, about 6 us.
+// its time is that of reads in a row, a dozen barriers and 1,300 instructions a warp, about 7 us.
 extern "C" __global__ void __launch_bounds__(TOPK_THREADS)
     topk(const __grid_constant__ Runtime rt, int algorithm) {
     extern __shared__ unsigned chosen[];

@@ -1,4 +1,4 @@
-//! What kernels see, field by field as in `kernels/common.cuh`; the sizes are checked when a runtime is made.
+//! What kernels see, field by field as in `kernels/runtime.cuh`; the sizes are checked when a runtime is made.
 
 /// Algorithm numbers that lanes may have.
 pub const ALGORITHMS_MAX: usize = 8;

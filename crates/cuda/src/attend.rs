@@ -11,7 +11,7 @@ pub(crate) const THREADS: usize = 128;
 /// A block's rings of pages, of keys and values: whatever the head size.
 const RINGS: usize = 96 << 10;
 
-/// `Work` of kernels/common.cuh.
+/// `Work` of kernels/runtime.cuh.
 pub(crate) const ROWS: i32 = 0;
 const LIST: i32 = 1;
 

@@ -109,9 +109,9 @@ impl CudaBackend {
         let gpu = Gpu {
             cublas: Cublas::open(options.cublas.as_deref())?,
             budget: Budget::new(context.clone(), cap.saturating_sub(OVERHEAD_BYTES)),
-            kernels: Kernels::load(compute)?,
-            main: Stream::new()?,
-            side: Stream::new()?,
+            kernels: Kernels::load()?,
+            main: Stream::new((9, 0) <= compute)?,
+            side: Stream::new(false)?,
             sms: context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
             loader: Mutex::new(Loader::new()?),
             options,

@@ -79,6 +79,8 @@ impl Drop for Context {
 /// A queue of work on the device.
 pub(crate) struct Stream {
     pub(crate) raw: sys::CUstream,
+    /// Whether a kernel may start before the one ahead of it has ended.
+    pub(crate) overlaps: bool,
 }
 
 // SAFETY: streams may be used from any thread.
@@ -87,12 +89,12 @@ unsafe impl Send for Stream {}
 unsafe impl Sync for Stream {}
 
 impl Stream {
-    pub(crate) fn new() -> Result<Self, BackendError> {
+    pub(crate) fn new(overlaps: bool) -> Result<Self, BackendError> {
         let mut raw = ptr::null_mut();
         let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
         // SAFETY: the call writes a handle.
         check(unsafe { sys::cuStreamCreate(&mut raw, flags) }, "making a stream")?;
-        Ok(Stream { raw })
+        Ok(Stream { raw, overlaps })
     }
 
     pub(crate) fn synchronize(&self) -> Result<(), BackendError> {

@@ -14,18 +14,24 @@ macro_rules! fatbins {
     };
 }
 
-/// Kernels that wait for what they need themselves (`wait_for_predecessor`): they may start while the kernel before
-/// them still runs.
+/// Kernels of a decode step, by how their names begin, that wait for what they need themselves
+/// (`wait_for_predecessor`, on every path): they may start while the kernel before them still runs.
 const OVERLAPPING: &[&str] = &[
-    "embed",
     "add_norm",
-    "add_norm_any",
-    "silu_mul",
-    "silu_mul_any",
-    "qkv_append",
-    "gemm_few_bf16",
-    "gemm_few_f32",
+    "attend_",
+    "embed",
+    "estimate_",
+    "gemm_few_",
+    "group_reduce",
     "merge",
+    "pool_mean",
+    "qkv_append",
+    "rotate_",
+    "sample_",
+    "score_codes_",
+    "score_dot_",
+    "silu_mul",
+    "topk",
 ];
 
 const FATBINS: &[&[u8]] = fatbins![
@@ -43,8 +49,6 @@ const SHARED_DEFAULT: usize = 32 << 10;
 pub(crate) struct Kernels {
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<String, Function>>,
-    /// Whether the device can start a kernel before the one before it ends.
-    overlap: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -84,8 +88,8 @@ pub(crate) struct Launch<'a> {
 }
 
 impl Kernels {
-    /// Loads all modules, on a device of this compute capability.
-    pub(crate) fn load(compute: (i32, i32)) -> Result<Self, BackendError> {
+    /// Loads all modules.
+    pub(crate) fn load() -> Result<Self, BackendError> {
         let mut modules = Vec::new();
         for fatbin in FATBINS {
             let mut module = std::ptr::null_mut();
@@ -100,7 +104,7 @@ impl Kernels {
             check(result, "loading the kernels (is the driver 580 or newer?)")?;
             modules.push(module);
         }
-        Ok(Kernels { modules, functions: Mutex::default(), overlap: (9, 0) <= compute })
+        Ok(Kernels { modules, functions: Mutex::default() })
     }
 
     /// Enqueues a kernel.
@@ -134,7 +138,7 @@ impl Kernels {
             sharedMemBytes: how.shared as u32,
             hStream: stream.raw,
             attrs: &mut attribute,
-            numAttrs: (self.overlap && function.overlaps).into(),
+            numAttrs: (stream.overlaps && function.overlaps).into(),
         };
         // SAFETY: the arguments have the kernel's types, by the convention of `src/<op>.rs` and `kernels/<op>.cu`;
         // the driver copies them before it returns.
@@ -149,7 +153,7 @@ impl Kernels {
         let mut function = known.unwrap_or_else(|| Function {
             raw: self.find(name),
             shared: SHARED_DEFAULT,
-            overlaps: OVERLAPPING.contains(&name),
+            overlaps: OVERLAPPING.iter().any(|start| name.starts_with(start)),
         });
         if function.shared < shared {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;

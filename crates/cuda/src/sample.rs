@@ -77,12 +77,7 @@ pub(crate) fn score_tokens(rt: &CudaRuntime, logits: View<'_>, targets: &[TokenI
             rt.note(Err(error));
             0
         });
-        let how = Launch {
-            kernel: "score_tokens",
-            grid: [PARTS, targets.len(), 1],
-            threads: SCAN_THREADS,
-            shared: 0,
-        };
+        let how = Launch { kernel: "score_tokens", grid: [PARTS, targets.len(), 1], threads: SCAN_THREADS, shared: 0 };
         let (targets, top) = (rt.upload(targets), top as i32);
         let rows = logits_of(rt, rows, "score_tokens");
         rt.run(how, &[arg(&rt.argument), arg(&rows), arg(&targets), arg(&top), arg(&records)]);
@@ -117,7 +112,7 @@ pub(crate) struct Prefilled {
     outputs: Pinned,
     /// Records that nobody has.
     free_outputs: Vec<u32>,
-    /// Places of [`SCORES_BYTES`], [`SLAB_PLACES`] each, pinned when they are first needed: few requests ask for scores.
+    /// Places of [`SCORES_BYTES`], [`SLAB_PLACES`] each, pinned when first needed: few requests ask for scores.
     slabs: Vec<Pinned>,
     /// Places (numbers over all slabs) that nobody has.
     free_scores: Vec<usize>,

@@ -91,9 +91,7 @@ fn measure(
     attentions: &[Attention],
 ) -> Result<Vec<Line>> {
     let bar = progress_bar("reading", batch as u64, "{pos}/{len} prompts");
-    // What happens once (kernels loaded, weights paged in, the first guess of what a unit costs) is not timed.
-    let warm_up = prompt(session, prompt_tokens.min(WARM_UP_TOKENS), batch as u64);
-    drop(Document::read(&session.engine, warm_up, Attention::dense().into(), |_, _| ())?);
+    warm_up(session, prompt_tokens, batch, attentions)?;
     let mut documents = Vec::new();
     for seed in 0..batch {
         let tokens = prompt(session, prompt_tokens, seed as u64);
@@ -101,19 +99,20 @@ fn measure(
         bar.inc(1);
     }
     bar.finish_and_clear();
+    let of_all: Vec<&Document<'_>> = documents.iter().collect();
     let read_seconds = median(documents.iter().map(|d| d.prefill_seconds).collect());
     let bar = progress_bar("decoding", (usize::from(args.repeat) * attentions.len()) as u64, "{pos}/{len} runs");
     // The first fork under an algorithm carries the document's Index: run it before anything is timed.
     let mut index_seconds = Vec::new();
     for attention in attentions {
-        let drained = decode(&documents, attention, 2)?;
+        let drained = decode(&of_all, attention, 2)?;
         index_seconds.push(median(drained.iter().map(|d| d.finished.timings.prefill).collect()));
     }
     let mut seconds = vec![Vec::new(); attentions.len()];
     let mut exact = vec![0; attentions.len()];
     for _ in 0..args.repeat {
         for (i, attention) in attentions.iter().enumerate() {
-            let drained = decode(&documents, attention, args.gen_tokens.0)?;
+            let drained = decode(&of_all, attention, args.gen_tokens.0)?;
             let time = eval::batch_time(&drained);
             seconds[i].push(time.seconds * batch as f64 / time.steps as f64);
             exact[i] = drained[0].finished.attention.exact_tokens;
@@ -138,9 +137,17 @@ fn measure(
     Ok(attentions.iter().enumerate().map(line).collect())
 }
 
+/// Reads a prompt and decodes behind it, so that what happens once (kernels loaded, steps captured, weights paged in,
+/// the first guess of what a unit costs) is not timed.
+fn warm_up(session: &Session, prompt_tokens: usize, batch: usize, attentions: &[Attention]) -> Result<()> {
+    let tokens = prompt(session, prompt_tokens.min(WARM_UP_TOKENS), batch as u64);
+    let document = Document::read(&session.engine, tokens, Attention::dense().into(), |_, _| ())?;
+    attentions.iter().try_for_each(|attention| decode(&vec![&document; batch], attention, 2).map(drop))
+}
+
 /// Decodes a fork of every document, all at once.
-fn decode(documents: &[Document<'_>], attention: &Attention, generated: usize) -> Result<Vec<Drained>> {
-    let request = |document: &Document<'_>| {
+fn decode(documents: &[&Document<'_>], attention: &Attention, generated: usize) -> Result<Vec<Drained>> {
+    let request = |document: &&Document<'_>| {
         let source = Source::Fork { parent: document.sequence(), tokens: vec![5], feed: Feed::Decode };
         let mut request = Request::new(source, attention.into(), generated);
         request.ignore_eos = true;

@@ -50,7 +50,9 @@ pub(crate) fn run(arguments: &Arguments) -> bool {
             let (at, margin, want, got) = (difference.at, difference.margin(), difference.want, difference.got);
             println!("  {what}: token {at} is {} and not {}, margin {margin:.4}", got.token, want.token);
         }
-        unexplained.extend(comparison.unexplained(MARGIN as f32));
+        // Of pages that score alike, either may be selected: that moves logits further than rounding does.
+        let explained = if *name == "dense" { MARGIN } else { 2.0 * MARGIN };
+        unexplained.extend(comparison.unexplained(explained as f32));
     }
     arguments.write(&json!({
         "cpu": description(&cpu), "gpu": description(gpu.as_ref()), "tokens_of_a_text": TOKENS,
