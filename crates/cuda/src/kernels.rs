@@ -4,7 +4,7 @@ use crate::driver::{Stream, check};
 use backend::BackendError;
 use cudarc::driver::sys;
 use std::collections::HashMap;
-use std::ffi::{CString, c_void};
+use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
 use std::sync::Mutex;
 
@@ -104,7 +104,9 @@ impl Kernels {
             check(result, "loading the kernels (is the driver 580 or newer?)")?;
             modules.push(module);
         }
-        Ok(Kernels { modules, functions: Mutex::default() })
+        let mut functions = HashMap::new();
+        modules.iter().try_for_each(|module| add_functions(*module, &mut functions))?;
+        Ok(Kernels { modules, functions: Mutex::new(functions) })
     }
 
     /// Enqueues a kernel.
@@ -149,33 +151,35 @@ impl Kernels {
 
     fn function(&self, name: &str, shared: usize) -> Result<Function, BackendError> {
         let mut functions = self.functions.lock().expect("no launch panicked");
-        let known = functions.get(name).copied();
-        let mut function = known.unwrap_or_else(|| Function {
-            raw: self.find(name),
-            shared: SHARED_DEFAULT,
-            overlaps: OVERLAPPING.iter().any(|start| name.starts_with(start)),
-        });
+        let function = functions.get_mut(name).unwrap_or_else(|| panic!("there is no kernel {name}"));
         if function.shared < shared {
             let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: a function that lives.
             check(unsafe { sys::cuFuncSetAttribute(function.raw, attribute, shared as i32) }, name)?;
             function.shared = shared;
         }
-        functions.insert(name.to_string(), function);
-        Ok(function)
+        Ok(*function)
     }
+}
 
-    fn find(&self, name: &str) -> sys::CUfunction {
-        let symbol = CString::new(name).expect("a name without zeros");
-        let mut function = std::ptr::null_mut();
-        let found = self.modules.iter().any(|module| {
-            // SAFETY: modules that live; the call writes a handle.
-            let result = unsafe { sys::cuModuleGetFunction(&mut function, *module, symbol.as_ptr()) };
-            result == sys::CUresult::CUDA_SUCCESS
-        });
-        assert!(found, "there is no kernel {name}");
-        function
+/// Adds a module's kernels.
+fn add_functions(module: sys::CUmodule, functions: &mut HashMap<String, Function>) -> Result<(), BackendError> {
+    let mut count = 0;
+    // SAFETY: a module that lives; the call writes an int.
+    check(unsafe { sys::cuModuleGetFunctionCount(&mut count, module) }, "counting kernels")?;
+    let mut handles = vec![std::ptr::null_mut(); count as usize];
+    // SAFETY: room for as many handles.
+    check(unsafe { sys::cuModuleEnumerateFunctions(handles.as_mut_ptr(), count, module) }, "listing kernels")?;
+    for raw in handles {
+        let mut name = std::ptr::null();
+        // SAFETY: a function that lives; the call writes a pointer to a string that lives as long.
+        check(unsafe { sys::cuFuncGetName(&mut name, raw) }, "naming a kernel")?;
+        // SAFETY: a string with a zero at its end.
+        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+        let overlaps = OVERLAPPING.iter().any(|start| name.starts_with(start));
+        functions.insert(name, Function { raw, shared: SHARED_DEFAULT, overlaps });
     }
+    Ok(())
 }
 
 impl Drop for Kernels {

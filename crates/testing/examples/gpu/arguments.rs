@@ -19,6 +19,8 @@ pub(crate) struct Arguments {
     pub(crate) json: Option<PathBuf>,
     /// How many shapes.
     pub(crate) extent: Extent,
+    /// Whether only the ops' suites run, no whole steps.
+    pub(crate) suites: bool,
     /// The one check that is asked for.
     pub(crate) only: Option<String>,
     /// Of a process that goes on after a lost device: the first check that is left, and what failed before.
@@ -46,6 +48,7 @@ impl Arguments {
             cublas: None,
             json: None,
             extent: Extent::Full,
+            suites: false,
             only: None,
             from: 0,
             failed: Vec::new(),
@@ -58,6 +61,7 @@ impl Arguments {
                 "--cublas" => arguments.cublas = Some(value()?.into()),
                 "--json" => arguments.json = Some(value()?.into()),
                 "--quick" => arguments.extent = Extent::Reduced,
+                "--suites" => arguments.suites = true,
                 "--only" => arguments.only = Some(value()?),
                 "--from" => arguments.from = number(value()?)?,
                 "--failed" => arguments.failed.push(value()?),
@@ -75,6 +79,9 @@ impl Arguments {
         words.extend(self.json.iter().flat_map(|json| ["--json".to_string(), path(json)]));
         if self.extent == Extent::Reduced {
             words.push("--quick".to_string());
+        }
+        if self.suites {
+            words.push("--suites".to_string());
         }
         words.extend(self.only.iter().flat_map(|only| ["--only".to_string(), only.clone()]));
         words

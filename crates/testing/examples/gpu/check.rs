@@ -18,7 +18,9 @@ pub(crate) fn run(arguments: &Arguments) -> bool {
     let backend = || shared.get_or_init(|| arguments.backend(false, None)).clone();
     let make = |_| -> Arc<dyn Backend> { backend() };
     let mut checks: Vec<Check<'_>> = suites().map(|(name, suite)| conformance(arguments, name, suite, &make)).collect();
-    checks.extend(others(arguments));
+    if !arguments.suites {
+        checks.extend(others(arguments));
+    }
     let is_lost = || {
         let probe =
             || fixture::Fixture::new(MakeBackend::new(&make, arguments.extent), heads::ANY_HEADS, 1, 8, 3).fence();
