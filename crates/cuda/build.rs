@@ -50,10 +50,7 @@ fn build() -> Result<(), String> {
 /// Compiles one file, unless its fatbin is newer than every source.
 fn compile(nvcc: &Path, architectures: &str, file: &Path, out: &Path) -> Result<(), String> {
     let name = file.file_stem().and_then(|name| name.to_str()).ok_or("a kernel file without a name")?;
-    let (fatbin, stamp) = (out.join(format!("{name}.fatbin")), out.join(format!("{name}.architectures")));
-    if fs::read_to_string(&stamp).is_ok_and(|made| made == architectures) && is_newer(&fatbin, file) {
-        return Ok(());
-    }
+    let (fatbin, stamp) = (out.join(format!("{name}.fatbin")), out.join(format!("{name}.stamp")));
     let mut command = Command::new(nvcc);
     command.args(["--fatbin", "-std=c++17", "-O3", "-Xfatbin", "-compress-all"]);
     for architecture in architectures.split(',') {
@@ -64,13 +61,19 @@ fn compile(nvcc: &Path, architectures: &str, file: &Path, out: &Path) -> Result<
         command.arg(format!("-gencode=arch=compute_{last},code=compute_{last}"));
     }
     command.args(["-Xptxas", "-v", "-o"]).arg(&fatbin).arg(file);
+    // Who compiled it and how; gone while a compiler writes.
+    let how = format!("{command:?}");
+    if fs::read_to_string(&stamp).is_ok_and(|made| made == how) && is_newer(&fatbin, file) {
+        return Ok(());
+    }
+    let _ = fs::remove_file(&stamp);
     let output = command.output().map_err(|error| format!("{}: {error}", nvcc.display()))?;
     let report = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         return Err(format!("{} does not compile:\n{report}", file.display()));
     }
     fs::write(out.join(format!("{name}.ptxas")), report.as_bytes()).map_err(|error| error.to_string())?;
-    fs::write(stamp, architectures).map_err(|error| error.to_string())
+    fs::write(stamp, how).map_err(|error| error.to_string())
 }
 
 fn is_newer(made: &Path, source: &Path) -> bool {

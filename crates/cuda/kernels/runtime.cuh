@@ -134,7 +134,7 @@ constexpr int IN_PROMPT = 1 << 30;
 // ---- overlap of a kernel with the one before it (programmatic dependent launch, from compute capability 9.0 on)
 
 // Everything that the kernels before this one wrote may be read from here on. A kernel that is launched with overlap
-// (Launch::overlaps) calls this before it touches what another kernel writes.
+// (OVERLAPPING in src/kernels.rs) calls this before it touches what another kernel writes.
 __device__ __forceinline__ void wait_for_predecessor() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -72,6 +72,13 @@ impl Drop for Plan {
     }
 }
 
+impl Drop for Cublas {
+    fn drop(&mut self) {
+        // SAFETY: made by `open`. An error at the end has nobody to hear it.
+        let _ = unsafe { sys::cublasLtDestroy(self.handle) };
+    }
+}
+
 impl Cublas {
     /// Opens the library: at `place` (a file or a folder) where it is given, else in CUDA_HOME's and the wheels' usual
     /// folders and on the loader's path.
@@ -82,7 +89,8 @@ impl Cublas {
         let tried = candidates(place);
         let opened = tried.iter().any(|path| open_library(path));
         // SAFETY: looking for a library runs its initialisers, which are NVIDIA's.
-        if !opened && (place.is_some() || !unsafe { sys::is_culib_present() }) {
+        let present = (opened || place.is_none()) && unsafe { sys::is_culib_present() };
+        if !present {
             let tried: Vec<String> = tried.iter().map(|path| path.display().to_string()).collect();
             return Err(BackendError::Unsupported {
                 what: format!("this machine without {LIBRARY} (looked at {})", tried.join(", ")),

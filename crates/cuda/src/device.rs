@@ -99,6 +99,10 @@ impl CudaBackend {
         let context = Context::new(device)?;
         let (free, total) = context.memory()?;
         let cap = options.gpu_memory.unwrap_or_else(|| (total / 100 * MEMORY_PERCENT).min(free));
+        if cap <= OVERHEAD_BYTES {
+            let hint = "the driver, kernels and graphs alone are counted with 1 GiB";
+            return Err(BackendError::OutOfMemory { what: "all of the model within --gpu-memory", bytes: cap, hint });
+        }
         if total < cap {
             return Err(BackendError::OutOfMemory {
                 what: "--gpu-memory",
@@ -108,8 +112,8 @@ impl CudaBackend {
         }
         let gpu = Gpu {
             cublas: Cublas::open(options.cublas.as_deref())?,
-            budget: Budget::new(context.clone(), cap.saturating_sub(OVERHEAD_BYTES)),
-            kernels: Kernels::load()?,
+            budget: Budget::new(context.clone(), cap - OVERHEAD_BYTES),
+            kernels: Kernels::load(context.clone())?,
             main: Stream::new((9, 0) <= compute)?,
             side: Stream::new(false)?,
             sms: context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,

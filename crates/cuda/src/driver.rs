@@ -108,6 +108,13 @@ impl Stream {
     }
 }
 
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: made in `new`; what is still in it ends by itself.
+        let _ = unsafe { sys::cuStreamDestroy_v2(self.raw) };
+    }
+}
+
 /// A point in a stream.
 pub(crate) struct Event {
     raw: sys::CUevent,
@@ -121,8 +128,9 @@ unsafe impl Sync for Event {}
 impl Event {
     pub(crate) fn new() -> Result<Self, BackendError> {
         let mut raw = ptr::null_mut();
+        let flags = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
         // SAFETY: the call writes a handle.
-        check(unsafe { sys::cuEventCreate(&mut raw, 0) }, "making an event")?;
+        check(unsafe { sys::cuEventCreate(&mut raw, flags) }, "making an event")?;
         Ok(Event { raw })
     }
 
@@ -161,7 +169,12 @@ impl Pinned {
         let (mut host, mut device) = (ptr::null_mut::<c_void>(), 0);
         // SAFETY: the calls write a pointer and an address; the memory is then zeroed, and no bytes are undefined.
         unsafe {
-            check(sys::cuMemHostAlloc(&mut host, bytes.max(1), sys::CU_MEMHOSTALLOC_DEVICEMAP), "pinning host memory")?;
+            let pinned = sys::cuMemHostAlloc(&mut host, bytes.max(1), sys::CU_MEMHOSTALLOC_DEVICEMAP);
+            if pinned == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                let hint = "the host has no more to pin: lower --max-lanes";
+                return Err(BackendError::OutOfMemory { what: "pinned host memory", bytes: bytes as u64, hint });
+            }
+            check(pinned, "pinning host memory")?;
             ptr::write_bytes(host.cast::<u8>(), 0, bytes.max(1));
             check(sys::cuMemHostGetDevicePointer_v2(&mut device, host, 0), "mapping host memory")?;
         }

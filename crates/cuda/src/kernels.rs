@@ -1,12 +1,12 @@
 //! Kernels by name: machine code embedded at build time, looked up once.
 
-use crate::driver::{Stream, check};
+use crate::driver::{Context, Stream, check};
 use backend::BackendError;
 use cudarc::driver::sys;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 macro_rules! fatbins {
     ($($name:literal)*) => {
@@ -15,7 +15,8 @@ macro_rules! fatbins {
 }
 
 /// Kernels of a decode step, by how their names begin, that wait for what they need themselves
-/// (`wait_for_predecessor`, on every path): they may start while the kernel before them still runs.
+/// (`wait_for_predecessor`: some thread of every grid, and every thread before it reads what another kernel of the step
+/// wrote): they may start while the kernel before them still runs.
 const OVERLAPPING: &[&str] = &[
     "add_norm",
     "attend_",
@@ -39,6 +40,9 @@ const FATBINS: &[&[u8]] = fatbins![
     "qkv_append" "rotate_code" "sample" "score_codes" "score_dot" "score_tokens" "staging" "step" "topk"
 ];
 
+/// The architecture from which on `wait_for_predecessor` is more than nothing.
+const WAITS_FROM: i32 = 90;
+
 /// Architectures that machine code is embedded for.
 pub(crate) const ARCHITECTURES: &str = env!("SPINDLE_CUDA_ARCHITECTURES");
 
@@ -47,6 +51,7 @@ const SHARED_DEFAULT: usize = 32 << 10;
 
 /// All kernels of a context.
 pub(crate) struct Kernels {
+    context: Arc<Context>,
     modules: Vec<sys::CUmodule>,
     functions: Mutex<HashMap<String, Function>>,
 }
@@ -89,7 +94,7 @@ pub(crate) struct Launch<'a> {
 
 impl Kernels {
     /// Loads all modules.
-    pub(crate) fn load() -> Result<Self, BackendError> {
+    pub(crate) fn load(context: Arc<Context>) -> Result<Self, BackendError> {
         let mut modules = Vec::new();
         for fatbin in FATBINS {
             let mut module = std::ptr::null_mut();
@@ -106,7 +111,7 @@ impl Kernels {
         }
         let mut functions = HashMap::new();
         modules.iter().try_for_each(|module| add_functions(*module, &mut functions))?;
-        Ok(Kernels { modules, functions: Mutex::new(functions) })
+        Ok(Kernels { context, modules, functions: Mutex::new(functions) })
     }
 
     /// Enqueues a kernel.
@@ -176,7 +181,11 @@ fn add_functions(module: sys::CUmodule, functions: &mut HashMap<String, Function
         check(unsafe { sys::cuFuncGetName(&mut name, raw) }, "naming a kernel")?;
         // SAFETY: a string with a zero at its end.
         let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
-        let overlaps = OVERLAPPING.iter().any(|start| name.starts_with(start));
+        let mut ptx = 0;
+        let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION;
+        // SAFETY: a function that lives; the call writes an int.
+        check(unsafe { sys::cuFuncGetAttribute(&mut ptx, attribute, raw) }, "asking for a kernel's architecture")?;
+        let overlaps = WAITS_FROM <= ptx && OVERLAPPING.iter().any(|start| name.starts_with(start));
         functions.insert(name, Function { raw, shared: SHARED_DEFAULT, overlaps });
     }
     Ok(())
@@ -184,6 +193,8 @@ fn add_functions(module: sys::CUmodule, functions: &mut HashMap<String, Function
 
 impl Drop for Kernels {
     fn drop(&mut self) {
+        // The last owner may be any thread.
+        let _ = self.context.bind();
         for module in &self.modules {
             // SAFETY: loaded in `load`.
             let _ = unsafe { sys::cuModuleUnload(*module) };

@@ -132,7 +132,7 @@ fn sampling_argument(s: &Sampling, vocab: usize) -> SamplingArgument {
         presence: s.presence_penalty,
         frequency: s.frequency_penalty,
         top_k: if s.top_k < vocab { s.top_k as i32 } else { 0 },
-        top_count: s.top_logprobs as i32,
+        top_count: s.top_logprobs.min(vocab) as i32,
         min_tokens: int(s.min_tokens),
         choice: s.choice as i32,
         seed_low: s.seed as u32,

@@ -65,7 +65,7 @@ fn settle() -> Result<(), BackendError> {
     check(unsafe { sys::cuStreamSynchronize(std::ptr::null_mut()) }, "waiting for the GPU")
 }
 
-/// What the driver hands out in.
+/// What arrays are counted in. The driver maps large ones in pieces of 2 MiB: what that adds is part of its share.
 pub(crate) const GRANULE: u64 = 512;
 
 /// Device memory that frees itself.

@@ -18,8 +18,6 @@ use std::sync::{Arc, Mutex, OnceLock};
 pub(crate) struct CudaRuntime {
     /// What it is sized for.
     pub(crate) shape: RuntimeShape,
-    /// The device, its streams and kernels.
-    pub(crate) gpu: Arc<Gpu>,
     /// What kernels get of all this.
     pub(crate) argument: RuntimeArgument,
     /// Ring of small uploads.
@@ -44,6 +42,8 @@ pub(crate) struct CudaRuntime {
     pub(crate) outputs: Pinned,
     /// Owns what `argument` points to.
     pub(crate) memory: Memory,
+    /// The device, its streams and kernels: the last to go.
+    pub(crate) gpu: Arc<Gpu>,
 }
 
 /// A runtime's arrays.
@@ -163,6 +163,10 @@ impl CudaRuntime {
         if !(1..=crate::abi::GROUP_MAX).contains(&group) {
             let what = format!("{} query heads for {heads} KV heads", shape.q_heads);
             return Err(BackendError::Unsupported { what, supported: "on a GPU, 1 to 8 query heads for each KV head" });
+        }
+        if crate::sample::VOCAB_MOST as usize <= shape.vocab {
+            let what = format!("a vocabulary of {} tokens", shape.vocab);
+            return Err(BackendError::Unsupported { what, supported: "on a GPU, fewer than 262,144" });
         }
         gpu.context.bind()?;
         let (mut argument, bytes) = lay_out(shape, gpu.sms);

@@ -23,7 +23,7 @@ const HEAD_BYTES: usize = 8192 + 4 * 8192;
 const TICKETS: usize = 2;
 
 /// Tokens of the largest vocabulary: sums of a filter's weights have 32 bits.
-const VOCAB_MOST: i32 = 1 << 18;
+pub(crate) const VOCAB_MOST: i32 = 1 << 18;
 
 /// Bytes of the most rows' scores, with as many most likely tokens as can be.
 const SCORES_BYTES: usize = SCORE_ROWS * score_bytes(TOP_MAX);
@@ -88,7 +88,6 @@ fn logits_of(rt: &CudaRuntime, logits: View<'_>, op: &str) -> crate::abi::ViewAr
     let logits = view(logits);
     assert_eq!(logits.cols, rt.argument.vocab, "{op}: the logits are as wide as the vocabulary");
     assert_eq!(logits.is_bf16, 0, "{op}: logits are f32");
-    assert!(logits.cols <= VOCAB_MOST, "{op}: a vocabulary of at most {VOCAB_MOST} tokens");
     logits
 }
 
@@ -105,8 +104,8 @@ pub(crate) fn lane_output(argument: &LaneOutputArgument) -> LaneOutput {
     }
 }
 
-/// Where prefills' outputs land, and who has which place. Bounds: `2 * max_lanes` outputs and `2 * max_tokens` scores,
-/// what two tickets can hold; more is a caller that never collects.
+/// Where prefills' outputs land, and who has which place. Outputs are bounded by `2 * max_lanes`, what two tickets can
+/// hold; scores by the tokens that two prefill units read, which their predicted time bounds.
 pub(crate) struct Prefilled {
     /// `[2 * max_lanes]` records.
     outputs: Pinned,
@@ -116,8 +115,6 @@ pub(crate) struct Prefilled {
     slabs: Vec<Pinned>,
     /// Places (numbers over all slabs) that nobody has.
     free_scores: Vec<usize>,
-    scores_in_flight: usize,
-    scores_most: usize,
     /// What the next ticket takes.
     open: Closed,
 }
@@ -145,8 +142,6 @@ impl Prefilled {
             free_outputs: (0..outputs as u32).rev().collect(),
             slabs: Vec::new(),
             free_scores: Vec::new(),
-            scores_in_flight: 0,
-            scores_most: TICKETS * shape.max_tokens,
             open: Closed::default(),
         })
     }
@@ -161,8 +156,6 @@ impl Prefilled {
 
     /// A place for `count` scores of the open ticket.
     fn claim_scores(&mut self, count: usize, top: usize) -> Result<Pointer, BackendError> {
-        self.scores_in_flight += count;
-        assert!(self.scores_in_flight <= self.scores_most, "at most {} scores in flight", self.scores_most);
         if self.free_scores.is_empty() {
             let first = self.slabs.len() * SLAB_PLACES;
             self.slabs.push(Pinned::new(SLAB_PLACES * SCORES_BYTES)?);
@@ -187,7 +180,6 @@ impl Prefilled {
         let scores = closed.scores.iter().flat_map(|scores| self.read_scores(scores)).collect();
         self.free_outputs.extend(&closed.outputs);
         self.free_scores.extend(closed.scores.iter().map(|scores| scores.place));
-        self.scores_in_flight -= closed.scores.iter().map(|scores| scores.count).sum::<usize>();
         (outputs, scores)
     }
 

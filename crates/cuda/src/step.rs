@@ -2,11 +2,11 @@
 //! may launch the next step before it collects this one.
 
 use crate::abi::LaneOutputArgument;
-use crate::driver::{Event, Pinned, check};
+use crate::driver::{Event, Pinned, Stream, check};
 use crate::kernels::{Launch, arg};
 use crate::runtime::CudaRuntime;
 use crate::sample::{Closed, lane_output};
-use backend::{BackendError, RowTableKind, RuntimeShape, StepInput, StepKey, StepOutput, Ticket};
+use backend::{BackendError, RowTableKind, RuntimeShape, StepInput, StepKey, StepOutput, Ticket, TokenMask};
 use cudarc::driver::sys;
 use kv::LaneId;
 use std::collections::{HashMap, VecDeque};
@@ -85,6 +85,9 @@ impl Steps {
         assert!(input.active.is_sorted_by(|a, b| a < b), "active lanes ascend: {:?}", input.active);
         assert!(input.active.len() <= width && input.rows.len() <= 2 * width, "a step's input is bounded by the lanes");
         assert!(input.forced.len() <= width && input.masks.len() <= width, "one forced token and one mask a lane");
+        let mask_words = shape.vocab.div_ceil(32);
+        let fits = |(_, mask): &(LaneId, TokenMask)| mask.words().len() == mask_words;
+        assert!(input.masks.iter().all(fits), "masks of the model's vocabulary");
         let slot = (self.launched as usize & 1) * self.slot_bytes;
         // SAFETY: the slot has that many words, aligned to 4, and no kernel reads it now.
         let words =
@@ -128,6 +131,48 @@ impl Steps {
     }
 }
 
+/// A stream that captures, until this goes.
+struct Capturing<'a>(&'a Stream);
+
+/// What was captured; not needed once it is instantiated.
+struct Captured(sys::CUgraph);
+
+impl<'a> Capturing<'a> {
+    fn begin(stream: &'a Stream) -> Result<Self, BackendError> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: a stream that lives and captures nothing yet.
+        check(unsafe { sys::cuStreamBeginCapture_v2(stream.raw, mode) }, "capturing a step")?;
+        Ok(Capturing(stream))
+    }
+
+    fn end(self) -> Result<Captured, BackendError> {
+        let mut graph = ptr::null_mut();
+        // SAFETY: the stream captures; the call writes a handle.
+        let ended = unsafe { sys::cuStreamEndCapture(self.0.raw, &mut graph) };
+        std::mem::forget(self);
+        check(ended, "capturing a step").map(|()| Captured(graph))
+    }
+}
+
+impl Drop for Capturing<'_> {
+    fn drop(&mut self) {
+        // An op panicked: its step is given up.
+        let mut graph = ptr::null_mut();
+        // SAFETY: the stream captures; the call writes a handle, or null.
+        let _ = unsafe { sys::cuStreamEndCapture(self.0.raw, &mut graph) };
+        drop(Captured(graph));
+    }
+}
+
+impl Drop for Captured {
+    fn drop(&mut self) {
+        if !self.0.is_null() {
+            // SAFETY: captured, and destroyed once.
+            let _ = unsafe { sys::cuGraphDestroy(self.0) };
+        }
+    }
+}
+
 impl CudaRuntime {
     /// See [`backend::Runtime::launch`].
     pub(crate) fn launch_step(&self, key: StepKey, input: &StepInput, record: &mut (dyn FnMut() + Send)) -> Ticket {
@@ -138,6 +183,7 @@ impl CudaRuntime {
             let waiting = steps.flights.iter().filter(|flight| flight.step.is_some()).count();
             assert!(waiting < IN_FLIGHT, "a step is collected before the one after the next is launched");
             assert!(!input.active.is_empty() && input.active.len() <= key.bucket, "a bucket holds the active lanes");
+            assert!(key.bucket <= self.shape.max_lanes, "a bucket of {} of {} lanes", key.bucket, self.shape.max_lanes);
             steps.launched += 1;
             steps.write(&self.shape, input);
             steps.active.clone_from(&input.active);
@@ -217,26 +263,15 @@ impl CudaRuntime {
 
     /// Captures a step's kernels as a graph.
     fn capture(&self, key: StepKey, record: &mut (dyn FnMut() + Send)) -> Result<sys::CUgraphExec, BackendError> {
-        let stream = self.gpu.main.raw;
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: a stream that lives and captures nothing yet.
-        check(unsafe { sys::cuStreamBeginCapture_v2(stream, mode) }, "capturing a step")?;
+        let capturing = Capturing::begin(&self.gpu.main)?;
         self.record_step(key, record);
-        let mut graph = ptr::null_mut();
-        // SAFETY: the stream captures since the call above; the call writes a handle.
-        let ended = unsafe { sys::cuStreamEndCapture(stream, &mut graph) };
+        let graph = capturing.end()?;
         if let Some(message) = self.failure() {
             return Err(BackendError::DeviceLost(message));
         }
-        check(ended, "capturing a step")?;
         let mut raw = ptr::null_mut();
-        // SAFETY: a graph that lives; the call writes a handle. The graph itself is not needed afterwards.
-        let made = unsafe {
-            let made = sys::cuGraphInstantiateWithFlags(&mut raw, graph, 0);
-            sys::cuGraphDestroy(graph);
-            made
-        };
-        check(made, "making a step's graph")?;
+        // SAFETY: a graph that lives; the call writes a handle.
+        check(unsafe { sys::cuGraphInstantiateWithFlags(&mut raw, graph.0, 0) }, "making a step's graph")?;
         self.steps.lock().expect("no launch panicked").keep(key, raw);
         Ok(raw)
     }

@@ -20,7 +20,7 @@ pub(crate) struct Uploads {
 }
 
 impl Uploads {
-    /// Bytes of one segment, the largest upload, for sequences of `max_pages` pages and a vocabulary of `vocab`.
+    /// Bytes of one segment, the largest upload, for sequences of `max_pages` pages.
     pub(crate) fn segment_bytes(max_pages: usize) -> usize {
         // A prompt's tokens, or a pass's, and two row tables beside them.
         (4 * (8 * max_pages + 2 * max_pages) + (1 << 16)).next_multiple_of(256)
@@ -39,15 +39,18 @@ impl Uploads {
     }
 
     /// Enqueues a copy of `words` on the main stream; the address serves kernels that are enqueued on it, or aside,
-    /// before `SEGMENTS - 1` more segments are filled.
+    /// before two more segments are filled.
     pub(crate) fn words(&mut self, main: &Stream, side: &Stream, words: &[u32]) -> Result<u64, BackendError> {
         let segment_bytes = self.pinned.bytes / SEGMENTS;
         let bytes = size_of_val(words);
         assert!(bytes <= segment_bytes, "an upload of {bytes} bytes, at most {segment_bytes}");
         if segment_bytes < self.at + bytes {
-            let [on_main, on_side] = &self.events[self.segment];
-            on_main.record(main)?;
-            on_side.record(side)?;
+            // What was launched since the last turn may read from the segment before as well.
+            for segment in [self.segment, (self.segment + SEGMENTS - 1) % SEGMENTS] {
+                let [on_main, on_side] = &self.events[segment];
+                on_main.record(main)?;
+                on_side.record(side)?;
+            }
             self.segment = (self.segment + 1) % SEGMENTS;
             self.at = 0;
             self.events[self.segment].iter().try_for_each(Event::synchronize)?;

@@ -91,6 +91,9 @@ pub async fn serve(
         drained = tokio::time::timeout(drain, &mut ended) => drained.is_ok(),
         why = &mut failure => return Ended::Failed(why),
     };
+    if let Some(why) = app.engine.failure() {
+        return Ended::Failed(why);
+    }
     if drained {
         return Ended::Drained;
     }

@@ -71,7 +71,10 @@ pub(crate) fn with_server<T>(plan: Plan, work: impl AsyncFnOnce(String) -> Resul
             drop(done);
             outcome
         };
-        tokio::join!(serving, working).1
+        match tokio::join!(serving, working) {
+            (server::Ended::Failed(why), outcome) => outcome.context(why),
+            (_, outcome) => outcome,
+        }
     })
 }
 
