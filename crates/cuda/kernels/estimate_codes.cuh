@@ -6,9 +6,9 @@
 constexpr int ROUND_GROUPS = 512; // groups whose pages' bits are in shared memory at once
 constexpr int ROUND_PAGES = ROUND_GROUPS * GROUP_PAGES;
 
-// c [16][8] += a [16][16] b [16][8]
-__device__ __forceinline__ void multiply(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
-                                         unsigned b1) {
+// c [16][8] += a [16][16] b [16][8], f16 in, f32 sums.
+__device__ __forceinline__ void multiply_f16(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                                             unsigned b0, unsigned b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -154,7 +154,7 @@ __device__ __forceinline__ void add_codes(const unsigned (&words)[12], const uns
 #pragma unroll
     for (int k = 0; k < 3; k++) {
         unsigned b0 = a[2 * k], b1 = a[2 * k + 1];
-        multiply(sums.a, ONES, ONES, ONES, ONES, b0, b1);
+        multiply_f16(sums.a, ONES, ONES, ONES, ONES, b0, b1);
 #pragma unroll
         for (int h = 0; h < Sums<D>::HALVES; h++) {
             int select = D == 64 ? bytes : h ? 0x7632 : 0x5410;
@@ -162,10 +162,10 @@ __device__ __forceinline__ void add_codes(const unsigned (&words)[12], const uns
             unsigned y = __byte_perm(words[4 * k + 2], words[4 * k + 3], select);
             unsigned x8 = x >> 8, y8 = y >> 8;
             auto& c = sums.codes[h];
-            multiply(c[0], x & 0x00030003, x & 0x000c000c, y & 0x00030003, y & 0x000c000c, b0, b1);
-            multiply(c[1], x & 0x00300030, x & 0x00c000c0, y & 0x00300030, y & 0x00c000c0, b0, b1);
-            multiply(c[2], x & 0x03000300, x8 & 0x000c000c, y & 0x03000300, y8 & 0x000c000c, b0, b1);
-            multiply(c[3], x8 & 0x00300030, x8 & 0x00c000c0, y8 & 0x00300030, y8 & 0x00c000c0, b0, b1);
+            multiply_f16(c[0], x & 0x00030003, x & 0x000c000c, y & 0x00030003, y & 0x000c000c, b0, b1);
+            multiply_f16(c[1], x & 0x00300030, x & 0x00c000c0, y & 0x00300030, y & 0x00c000c0, b0, b1);
+            multiply_f16(c[2], x & 0x03000300, x8 & 0x000c000c, y & 0x03000300, y8 & 0x000c000c, b0, b1);
+            multiply_f16(c[3], x8 & 0x00300030, x8 & 0x00c000c0, y8 & 0x00300030, y8 & 0x00c000c0, b0, b1);
         }
     }
 }

@@ -14,6 +14,7 @@
 // Keys come in steps of 64 at absolute multiples of 64, and no row's numbers depend on another's: without parts, a row
 // is the same bit for bit whatever unit it came in.
 
+#include "instructions.cuh"
 #include "runtime.cuh"
 
 namespace {
@@ -54,21 +55,6 @@ __device__ __forceinline__ void load_transposed(unsigned (&out)[4], unsigned sou
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                  : "r"(source));
-}
-
-// c [16][8] += a [16][16] b [16][8]
-__device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// 2^x within 2^-22; 0 for -inf.
-__device__ __forceinline__ float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
 }
 
 __device__ __forceinline__ unsigned pack(float low, float high) {

@@ -1,17 +1,11 @@
 // What scoring and estimation share: equal shares of all indexed pages, and the instructions both use.
 #pragma once
 
+#include "instructions.cuh"
 #include "runtime.cuh"
 
 constexpr float LOG2_E = 1.44269504f;
 constexpr float CODE_THRESHOLD = 0.996f; // backend::sketch::THRESHOLD
-
-// 2^x, relative error 2^-22.
-__device__ __forceinline__ float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 
 __device__ __forceinline__ float low_bf16(unsigned pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_bf16(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }

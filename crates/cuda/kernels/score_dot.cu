@@ -1,19 +1,11 @@
 // Scores of mean keys: truth is backend/src/cpu/score_dot.rs.
+#include "instructions.cuh"
 #include "score.cuh"
 
 namespace {
 
 // Units of 16 pages, the rows of one matrix instruction: a frame of mean keys, or two with value sums.
 using Pages = Share<1, 16>;
-
-// c [16][8] += a [16][16] b [16][8]
-__device__ __forceinline__ void multiply(float (&c)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
-                                         unsigned b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
 
 // Queries of a group as `TERMS` bf16 terms that add up to them: one where queries are bf16, three (24 bits) where they
 // are f32. Thread (head = thread / 4, quad = thread % 4) has channels 32 m + 8 quad + 0..8.
