@@ -236,7 +236,7 @@ impl Device {
             output(id, token, end)
         });
         let outputs = outputs.collect();
-        let before = std::mem::replace(&mut state.prefilled.lanes, outputs);
+        let before = std::mem::replace(&mut state.prefilled.prefilled, outputs);
         assert!(before.is_empty(), "one prompt's first tokens are collected at a time");
     }
 
