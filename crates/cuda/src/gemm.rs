@@ -40,7 +40,7 @@ pub(crate) fn matrix_bytes([outputs, inputs]: [usize; 2]) -> usize {
 /// Scratch of products.
 pub(crate) struct Workspace {
     copy: Array,
-    library: Array,
+    scratch: Array,
 }
 
 impl Workspace {
@@ -52,7 +52,7 @@ impl Workspace {
     pub(crate) fn new(budget: &Arc<Budget>) -> Result<Self, BackendError> {
         Ok(Workspace {
             copy: budget.array("product workspace", COPY_BYTES)?,
-            library: budget.array("product workspace", WORKSPACE_BYTES)?,
+            scratch: budget.array("product workspace", WORKSPACE_BYTES)?,
         })
     }
 }
@@ -195,7 +195,7 @@ fn many(
         ],
     };
     if rt.failure().is_none() {
-        let addresses = [x, matrix.elements.pointer, out.data, rt.products.library.pointer];
+        let addresses = [x, matrix.elements.pointer, out.data, rt.products.scratch.pointer];
         rt.note(rt.gpu.cublas.run(&rt.gpu.main, product, addresses));
     }
 }

@@ -3,11 +3,15 @@
 use backend::Backend;
 use backend::cpu::{CpuBackend, CpuOptions, Isa};
 use std::sync::Arc;
-use testing::conformance::{Extent, MODEL_SUITES, MakeBackend};
+use testing::conformance::{Extent, MODEL_SUITES, MakeBackend, SELECTION_SUITES, Suite};
+
+fn all_suites() -> impl Iterator<Item = &'static (&'static str, Suite)> {
+    MODEL_SUITES.iter().chain(SELECTION_SUITES)
+}
 
 /// Runs a suite on every instruction set.
 fn on_cpu(name: &str) {
-    let (_, suite) = MODEL_SUITES.iter().find(|(suite, _)| *suite == name).expect("a suite of that name");
+    let (_, suite) = all_suites().find(|(suite, _)| *suite == name).expect("a suite of that name");
     for isa in Isa::ALL {
         if !isa.is_available() {
             println!("skipped on {}: this machine lacks it", isa.name());
@@ -30,7 +34,7 @@ macro_rules! suites {
 
         #[test]
         fn every_suite_is_a_test() {
-            let names: Vec<&str> = MODEL_SUITES.iter().map(|(name, _)| *name).collect();
+            let names: Vec<&str> = all_suites().map(|(name, _)| *name).collect();
             assert_eq!(names, [$(stringify!($name)),*]);
         }
     };
@@ -57,4 +61,15 @@ suites! {
     sample_masks
     sample_first_masks
     sample_masked_draws
+    pool_mean
+    rotate_code
+    refused_rotations
+    score_dot
+    score_codes
+    score_codes_exact_integers
+    group_reduce
+    topk
+    attend_page_lists
+    estimate
+    attention_mass
 }
