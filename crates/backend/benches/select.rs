@@ -245,6 +245,8 @@ fn prepare(backend: &CpuBackend, case: &Case) -> Bench {
             q_heads: case.q_heads,
             vocab: 16,
             pool_rows: pool_rows(case),
+            dram_rows: 0,
+            eviction: kv::bucketed_lru::Eviction::Score,
             max_lanes: 2,
             max_tokens: case.tokens + 2,
             rope: Rope { inv_freq: vec![1.0; d / 2], attention_factor: 1.0 },
@@ -327,6 +329,7 @@ fn start(bench: &Bench, case: &Case, kv_pages: usize) {
             first: backend::FirstInput::Prompt { token: 0, outputs: 0 },
             kv_rows: kv_rows.clone(),
             summary_rows: summaries[i].clone(),
+            cache_rows: Vec::new(),
             sampling: Sampling::default(),
             prompt: Vec::new(),
             mask: None,
@@ -334,7 +337,7 @@ fn start(bench: &Bench, case: &Case, kv_pages: usize) {
     }
     let algorithms = AlgorithmSet::default().with(MEANS).with(CODES);
     let input = StepInput { active: vec![LaneId(0), LaneId(1)], ..StepInput::default() };
-    let key = StepKey { bucket: 2, algorithms, measure_mass: false };
+    let key = StepKey { bucket: 2, algorithms, measure_mass: false, retrieves: false };
     let ticket = rt.launch(key, &input, &mut || {
         let q = (&bench.q).into();
         rt.score_dot(MEANS, 0, q, FORM);

@@ -8,8 +8,8 @@
 //! `kv_heads`, `d` = head_dim.
 
 use crate::{
-    AlgorithmId, Buffer, DeviceInfo, LaneStart, MemoryUse, Partial, RowCopy, RuntimeShape, StepInput, StepKey,
-    StepOutput, Tensor, Ticket, View, Weight,
+    AlgorithmId, Buffer, CacheChange, DeviceInfo, LaneStart, MemoryUse, Partial, RowCopy, RuntimeShape, StepInput,
+    StepKey, StepOutput, Tensor, Ticket, View, Weight,
 };
 use kv::{LaneId, RowId, TokenId};
 use std::ops::Range;
@@ -264,8 +264,14 @@ pub trait Runtime: Inspect + Send + Sync {
     /// Puts a sequence on a lane.
     fn start_lane(&self, start: &LaneStart);
 
-    /// Copies whole rows inside the pool, in order.
+    /// Copies whole rows, inside a tier or from one to another, in order.
     fn copy_rows(&self, copies: &[RowCopy]);
+
+    /// Gives a lane other cache rows.
+    fn change_cache(&self, change: &CacheChange);
+
+    /// Rows of host memory that can be used by now; never fewer later. The shape's, unless memory is still being made.
+    fn dram_rows(&self) -> usize;
 
     /// Runs prefill and Index ops in stream order behind what was launched.
     fn enqueue(&self, record: &mut (dyn FnMut() + Send));
@@ -335,6 +341,13 @@ pub trait Runtime: Inspect + Send + Sync {
 
     // Attend, over the active lanes of one algorithm.
 
+    /// Finds a slot for every selected page that is at home in host memory (`kv::bucketed_lru::resolve`): rewrites its
+    /// entry in the page list, and lists what has to be fetched. Lanes without cache rows are passed over.
+    fn resolve(&self, algorithm: AlgorithmId, layer: usize);
+
+    /// Fetches what `resolve` listed, before anything behind it reads the page lists.
+    fn retrieve(&self, algorithm: AlgorithmId, layer: usize);
+
     /// Exact attention of q `[n, q_heads d]` over each lane's list, split every 64 pages, merged ascending.
     fn attend(&self, algorithm: AlgorithmId, layer: usize, source: PageSource, q: View<'_>, out: &Partial);
 
@@ -370,7 +383,8 @@ pub trait Runtime: Inspect + Send + Sync {
     fn group_reduce(&self, algorithm: AlgorithmId);
 
     /// Chooses `k` candidates (score descending, page ascending) per KV head; writes the page list, ascending, with
-    /// the exact pages around them, and the bitmap of selected pages.
+    /// the exact pages around them, and the bitmap of selected pages. Of a page at home in host memory the entry's row
+    /// is the number of that home, until `resolve` puts a slot in its place.
     fn topk(&self, algorithm: AlgorithmId);
 }
 
@@ -388,7 +402,10 @@ pub trait Inspect {
     /// Overwrites one frame.
     fn write_frame(&self, row: RowId, layer: usize, head: usize, bytes: &[u8]);
 
-    /// The page list of an active lane and KV head, as `topk` left it.
+    /// What the frames of a lane's cache rows hold, slot by slot.
+    fn read_tags(&self, lane: LaneId, layer: usize, head: usize) -> Vec<kv::bucketed_lru::Tag>;
+
+    /// The page list of an active lane and KV head, as `topk` left it, or `resolve`.
     fn read_page_list(&self, lane: LaneId, head: usize) -> Vec<kv::PageEntry>;
 
     /// Page scores of an active lane: per query head after scoring `[q_heads][pages]`, or per KV head after

@@ -54,5 +54,7 @@ mod score_tokens;
 mod staging;
 mod topk;
 
+mod retrieve;
+
 pub use device::{CpuBackend, CpuOptions};
 pub use simd::Isa;

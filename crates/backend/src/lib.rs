@@ -31,7 +31,8 @@ pub use handle::{Buffer, Partial, View, Weight};
 pub use mask::TokenMask;
 pub use shape::{DeviceInfo, MemoryUse, Rope, RuntimeShape};
 pub use step::{
-    AlgorithmId, AlgorithmSet, BIAS_MOST, FirstInput, LaneOutput, LaneStart, PENALTY_MOST, RowCopy, RowDelta,
-    RowTableKind, Sampling, StepInput, StepKey, StepOutput, TEMPERATURE_LEAST, TEMPERATURE_MOST, Ticket, TokenScore,
+    AlgorithmId, AlgorithmSet, BIAS_MOST, CacheChange, FirstInput, HomeDelta, LaneOutput, LaneStart, PENALTY_MOST,
+    Retrieved, RowCopy, RowDelta, RowTableKind, Sampling, StepInput, StepKey, StepOutput, TEMPERATURE_LEAST,
+    TEMPERATURE_MOST, Ticket, TokenScore,
 };
 pub use tensor::{Tensor, TensorData};

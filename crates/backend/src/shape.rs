@@ -1,6 +1,7 @@
 //! What a runtime is sized for, and what it will take: plain data, resolved before anything is allocated.
 
 use kv::Geometry;
+use kv::bucketed_lru::Eviction;
 
 /// Rotary position embedding, rotate-half form: element `i` pairs with `i + head_dim / 2`.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +23,10 @@ pub struct RuntimeShape {
     pub vocab: usize,
     /// Rows of the pool.
     pub pool_rows: usize,
+    /// Rows of host memory behind the pool; 0 keeps every page in the pool.
+    pub dram_rows: usize,
+    /// Which cached pages go first.
+    pub eviction: Eviction,
     /// Sequences that can decode at once.
     pub max_lanes: usize,
     /// Longest sequence, in tokens.

@@ -34,6 +34,8 @@ pub struct StepKey {
     pub algorithms: AlgorithmSet,
     /// Whether `attention_mass` ops are recorded.
     pub measure_mass: bool,
+    /// Whether `resolve` and `retrieve` ops are recorded: a step of fully resident lanes has none.
+    pub retrieves: bool,
 }
 
 /// What changes between two steps. Bounded by the lanes: at most one row of each table a lane and step.
@@ -43,6 +45,8 @@ pub struct StepInput {
     pub active: Vec<LaneId>,
     /// Rows that join lanes' tables before the step reads them.
     pub rows: Vec<RowDelta>,
+    /// Pages that are at home in another row from this step on; their bytes are there already.
+    pub moves: Vec<HomeDelta>,
     /// Output tokens that are given instead of chosen (evaluation, constrained decoding).
     pub forced: Vec<(LaneId, TokenId)>,
     /// Tokens that lanes may choose in this step, none of them empty; a lane without a mask may choose any, and a
@@ -63,6 +67,31 @@ pub struct RowDelta {
     pub row: RowId,
 }
 
+/// A page of a lane that is at home in another row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HomeDelta {
+    /// Whose page.
+    pub lane: LaneId,
+    /// Position in its KV row table.
+    pub page: usize,
+    /// The row.
+    pub row: RowId,
+}
+
+/// A lane gets other cache rows between two steps. Slot `j` is the frame of cache row `j`, for every layer and KV head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheChange {
+    /// Whose cache.
+    pub lane: LaneId,
+    /// Pages that are at home in another row from now on; their bytes are there already.
+    pub moves: Vec<(usize, RowId)>,
+    /// Slots that stay, from the first on. The youngest pages of each layer and head stay, which may have to move for
+    /// it (`kv::bucketed_lru::shrink`).
+    pub keep: usize,
+    /// Rows that become slots behind them, with the page that each holds for every layer and head, if any.
+    pub join: Vec<(RowId, Option<usize>)>,
+}
+
 /// A lane's row tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowTableKind {
@@ -72,7 +101,7 @@ pub enum RowTableKind {
     Summary,
 }
 
-/// A whole row copied inside the pool.
+/// A whole row copied, inside a tier or from one to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RowCopy {
     /// Read.
@@ -220,6 +249,8 @@ pub struct LaneStart {
     pub kv_rows: Vec<RowId>,
     /// Summary row table.
     pub summary_rows: Vec<RowId>,
+    /// Slots for pages at home in host memory, all empty; none for a fully resident sequence.
+    pub cache_rows: Vec<RowId>,
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// The prompt's tokens, for the repetition penalty; may stay empty where it is 1.
@@ -271,8 +302,26 @@ pub struct LaneOutput {
     pub top: Vec<(TokenId, f32)>,
     /// Tokens that the step attended exactly.
     pub exact_tokens: usize,
+    /// What became of the pages that it selected in host memory.
+    pub retrieved: Retrieved,
     /// Share of dense attention that the exact tokens hold, mean over layers and query heads; where measured.
     pub attention_mass: Option<f32>,
+}
+
+/// Selected pages of host memory, counted over layers and KV heads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retrieved {
+    /// Those that a slot held.
+    pub hits: u64,
+    /// Those that were fetched.
+    pub misses: u64,
+}
+
+impl std::ops::AddAssign for Retrieved {
+    fn add_assign(&mut self, other: Retrieved) {
+        self.hits += other.hits;
+        self.misses += other.misses;
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use crate::memory::Array;
 use crate::runtime::{CudaRuntime, device_buffer};
 use backend::{Buffer, Inspect};
 use half::{bf16, f16};
+use kv::bucketed_lru::Tag;
 use kv::{LaneId, PAGE_TOKENS, PageEntry, RowId, Selection};
 
 impl CudaRuntime {
@@ -76,6 +77,10 @@ impl Inspect for CudaRuntime {
         self.settle();
         let written = self.memory.pool.fill(self.frame_at(row, layer, head), bytes);
         written.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    fn read_tags(&self, _lane: LaneId, _layer: usize, _head: usize) -> Vec<Tag> {
+        Vec::new()
     }
 
     fn read_page_list(&self, lane: LaneId, head: usize) -> Vec<PageEntry> {

@@ -4,9 +4,9 @@ use crate::runtime::CudaRuntime;
 use crate::{attend, attention_mass, elementwise, estimate, gemm, group_reduce, index, lanes, merge, prefill_attend};
 use crate::{qkv_append, sample, score, staging, step, topk};
 use backend::{
-    AlgorithmId, BackendError, Batch, Buffer, EstimateSource, HeadNorms, IndexUnits, KvTarget, LaneStart, PageSource,
-    Partial, Rotations, RowCopy, Runtime, SampleTarget, StepInput, StepKey, StepOutput, Ticket, TokenSource,
-    VectorSummary, View, Weight,
+    AlgorithmId, BackendError, Batch, Buffer, CacheChange, EstimateSource, HeadNorms, IndexUnits, KvTarget, LaneStart,
+    PageSource, Partial, Rotations, RowCopy, Runtime, SampleTarget, StepInput, StepKey, StepOutput, Ticket,
+    TokenSource, VectorSummary, View, Weight,
 };
 use kv::{RowId, TokenId};
 use std::ops::Range;
@@ -20,6 +20,14 @@ impl Runtime for CudaRuntime {
     fn copy_rows(&self, copies: &[RowCopy]) {
         self.note(self.gpu.context.bind());
         staging::copy_rows(self, copies);
+    }
+
+    fn change_cache(&self, change: &CacheChange) {
+        assert!(change.join.is_empty() && change.moves.is_empty(), "there is no host memory behind this pool");
+    }
+
+    fn dram_rows(&self) -> usize {
+        self.shape.dram_rows
     }
 
     fn enqueue(&self, record: &mut (dyn FnMut() + Send)) {
@@ -90,6 +98,10 @@ impl Runtime for CudaRuntime {
     fn gather_layer(&self, staging: &Buffer, layer: usize, tokens: Range<usize>, kv_rows: &[RowId]) {
         staging::gather_layer(self, staging, layer, tokens, kv_rows);
     }
+
+    fn resolve(&self, _algorithm: AlgorithmId, _layer: usize) {}
+
+    fn retrieve(&self, _algorithm: AlgorithmId, _layer: usize) {}
 
     fn attend(&self, algorithm: AlgorithmId, layer: usize, source: PageSource, q: View<'_>, out: &Partial) {
         attend::attend(self, algorithm, layer, source, q, out);

@@ -168,6 +168,10 @@ impl CudaRuntime {
             let what = format!("a vocabulary of {} tokens", shape.vocab);
             return Err(BackendError::Unsupported { what, supported: "on a GPU, fewer than 262,144" });
         }
+        if 0 < shape.dram_rows {
+            let what = format!("{} rows of host memory behind the pool", shape.dram_rows);
+            return Err(BackendError::Unsupported { what, supported: "on a CPU, for now" });
+        }
         gpu.context.bind()?;
         let (mut argument, bytes) = lay_out(shape, gpu.sms);
         let pool = gpu.budget.zeros("the KV pool", shape.pool_rows * shape.geometry.row_bytes())?;

@@ -4,7 +4,7 @@ use crate::abi::{LaneOutputArgument, Pointer, TOP_MAX};
 use crate::driver::Pinned;
 use crate::kernels::{Launch, arg};
 use crate::runtime::{CudaRuntime, view};
-use backend::{BackendError, Batch, LaneOutput, RuntimeShape, SampleTarget, TokenScore, View};
+use backend::{BackendError, Batch, LaneOutput, Retrieved, RuntimeShape, SampleTarget, TokenScore, View};
 use kv::{LaneId, TokenId};
 
 /// Blocks that scan a row of logits.
@@ -100,6 +100,7 @@ pub(crate) fn lane_output(argument: &LaneOutputArgument) -> LaneOutput {
         logprob: argument.logprob,
         top: top.map(|(token, logprob)| (*token as TokenId, *logprob)).collect(),
         exact_tokens: argument.exact_tokens as usize,
+        retrieved: Retrieved::default(),
         attention_mass: (0.0 <= argument.mass).then_some(argument.mass),
     }
 }

@@ -20,6 +20,8 @@ pub const DECODE_SHARE_MAX: f64 = 0.95;
 pub struct EngineConfig {
     /// Rows of the pool.
     pub pool_rows: usize,
+    /// Rows of host memory behind the pool, when all of it is there; 0 keeps every page in the pool.
+    pub dram_rows: usize,
     /// Bytes of one row, for messages and metrics.
     pub row_bytes: u64,
     /// Sequences that decode at once.
@@ -47,6 +49,7 @@ impl EngineConfig {
     pub fn new(pool_rows: usize, row_bytes: u64, max_model_len: usize, vocab: usize) -> Self {
         EngineConfig {
             pool_rows,
+            dram_rows: 0,
             row_bytes,
             max_lanes: 64,
             max_queue: 256,

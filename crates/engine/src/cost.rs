@@ -16,6 +16,8 @@ pub struct Work {
     pub index: f64,
     /// Tokens x layers copied between staging and rows.
     pub copy: f64,
+    /// Tokens x layers copied from tier to tier.
+    pub link: f64,
     /// Prompts whose last token is sampled.
     pub sample: f64,
     /// Tokens of prompts that go through the output matrix to be scored.
@@ -24,11 +26,11 @@ pub struct Work {
     pub fixed: f64,
 }
 
-const KINDS: usize = 8;
+const KINDS: usize = 9;
 
 impl Work {
     fn amounts(&self) -> [f64; KINDS] {
-        [self.linear, self.last, self.attend, self.index, self.copy, self.sample, self.score, self.fixed]
+        [self.linear, self.last, self.attend, self.index, self.copy, self.link, self.sample, self.score, self.fixed]
     }
 
     /// Both together.
@@ -40,6 +42,7 @@ impl Work {
             attend: self.attend + other.attend,
             index: self.index + other.index,
             copy: self.copy + other.copy,
+            link: self.link + other.link,
             sample: self.sample + other.sample,
             score: self.score + other.score,
             fixed: self.fixed + other.fixed,
@@ -55,6 +58,7 @@ impl Work {
             attend: self.attend * times,
             index: self.index * times,
             copy: self.copy * times,
+            link: self.link * times,
             sample: self.sample * times,
             score: self.score * times,
             fixed: self.fixed * times,
@@ -118,7 +122,7 @@ impl CostModel {
         let attend = 4.0 * width / pace.flops;
         let copy = 4.0 * width / pace.bytes;
         // The output matrix counts for as much as it may for one token.
-        let seconds = [linear, linear, attend, 10.0 * copy, copy, pace.token, pace.token, pace.call];
+        let seconds = [linear, linear, attend, 10.0 * copy, copy, 4.0 * copy, pace.token, pace.token, pace.call];
         CostModel { seconds, seen: [0.0; KINDS], decode_seconds: pace.token }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::Scheduler;
 use crate::sequence::Phase;
+use kv::{HeldRows, Residence};
 
 /// Where the step loop's time went since the start, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,6 +46,18 @@ pub struct Metrics {
     pub kv_table_rows: usize,
     /// Places in summary row tables of sequences.
     pub summary_table_rows: usize,
+    /// Cache rows of sparsely resident sequences.
+    pub cache_rows: usize,
+    /// Sequences whose pages are at home in host memory, sink and tail aside.
+    pub sparse_sequences: usize,
+    /// Rows of host memory.
+    pub dram_rows: usize,
+    /// Of those, rows without content.
+    pub dram_free_rows: usize,
+    /// Free rows of host memory that are promised to admitted sequences.
+    pub dram_reserved_rows: usize,
+    /// Places of sequences' pages in host memory (shared rows count once a table).
+    pub dram_table_rows: usize,
     /// Bytes of one row.
     pub row_bytes: u64,
     /// Prompt tokens prefilled since the start.
@@ -55,6 +68,14 @@ pub struct Metrics {
     pub prefix_hit_tokens_total: u64,
     /// Tokens that the prefix cache let go for others since the start.
     pub prefix_evicted_tokens_total: u64,
+    /// Pages selected in host memory since the start that a slot held, over layers and KV heads.
+    pub page_hits_total: u64,
+    /// Pages fetched since the start.
+    pub page_misses_total: u64,
+    /// Rows copied to host memory since the start.
+    pub offloaded_rows_total: u64,
+    /// Sequences that became sparsely resident while they ran.
+    pub made_sparse_total: u64,
     /// Tokens generated since the start.
     pub decode_tokens_total: u64,
     /// Requests that ran to their end.
@@ -69,7 +90,7 @@ pub struct Metrics {
 
 impl Metrics {
     pub(crate) fn count(scheduler: &Scheduler) -> Self {
-        let (totals, rows) = (scheduler.totals(), scheduler.rows());
+        let (totals, rows) = (scheduler.totals(), &scheduler.tiers().pool);
         let mut metrics = Metrics {
             steps: scheduler.steps().0,
             waiting_requests: scheduler.waiting_requests(),
@@ -80,11 +101,18 @@ impl Metrics {
             reserved_rows: rows.reserved(),
             cached_sequences: scheduler.prefixes().len(),
             cached_rows: rows.spare(),
+            dram_rows: scheduler.tiers().dram.total(),
+            dram_free_rows: scheduler.tiers().dram.free(),
+            dram_reserved_rows: scheduler.tiers().dram.reserved(),
             row_bytes: scheduler.config().row_bytes,
             prefill_tokens_total: totals.prefill_tokens,
             prefix_queried_tokens_total: totals.prefix_queried,
             prefix_hit_tokens_total: totals.prefix_hits,
             prefix_evicted_tokens_total: scheduler.prefixes().evicted_tokens(),
+            page_hits_total: totals.retrieved.hits,
+            page_misses_total: totals.retrieved.misses,
+            offloaded_rows_total: totals.offloaded_rows,
+            made_sparse_total: totals.made_sparse,
             decode_tokens_total: totals.decode_tokens,
             finished_requests_total: totals.finished,
             aborted_requests_total: totals.aborted,
@@ -97,9 +125,12 @@ impl Metrics {
                 Phase::Running(_) => metrics.running_sequences += 1,
                 Phase::Held => metrics.held_sequences += 1,
             }
-            let (kv, summary) = sequence.kv.rows_by_kind();
+            let HeldRows { kv, cache, summary, dram } = sequence.kv.rows_by_kind();
             metrics.kv_table_rows += kv;
+            metrics.cache_rows += cache;
             metrics.summary_table_rows += summary;
+            metrics.dram_table_rows += dram;
+            metrics.sparse_sequences += usize::from(sequence.kv.residence() == Residence::Sparse);
         }
         metrics
     }

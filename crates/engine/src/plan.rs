@@ -2,7 +2,7 @@
 
 use crate::RequestId;
 use crate::cost::Work;
-use backend::{AlgorithmId, LaneStart, RowCopy, StepInput, StepKey};
+use backend::{AlgorithmId, CacheChange, LaneStart, RowCopy, StepInput, StepKey};
 use kv::{LaneId, SequenceId, SummaryKey, TokenId};
 use std::fmt;
 use std::ops::Range;
@@ -38,8 +38,10 @@ pub struct Piece {
 /// What a piece does.
 #[derive(Clone, Debug)]
 pub enum Act {
-    /// Rows copied before anything reads them: a fork's incomplete rows.
+    /// Rows copied before anything reads them: a fork's incomplete rows, and pages that change their tier.
     Copy(Vec<RowCopy>),
+    /// The sequence's lane gets other cache rows.
+    Cache(Box<CacheChange>),
     /// K and V of the prefix, from rows to staging.
     Gather {
         /// The pass.
@@ -134,6 +136,8 @@ pub struct DecodePlan {
     pub sequences: Vec<SequenceId>,
     /// What its graph depends on.
     pub key: StepKey,
+    /// Pages that leave the pool before the step; added by `Scheduler::reserve`.
+    pub copies: Vec<RowCopy>,
     /// What the backend gets; rows are added by `Scheduler::reserve`.
     pub input: StepInput,
     /// What it should take.
@@ -207,6 +211,10 @@ impl fmt::Display for Act {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Act::Copy(copies) => write!(f, "copy {}", copies.len()),
+            Act::Cache(change) => {
+                write!(f, "cache {} +{}", change.keep, change.join.len())?;
+                if change.moves.is_empty() { Ok(()) } else { write!(f, " left {}", change.moves.len()) }
+            }
             Act::Gather { pass, layer } => write!(f, "gather {layer} [0..{})", pass.first),
             Act::Layer { layer, tokens, scored, .. } => {
                 write!(f, "layer {layer} [{}..{})", tokens.start, tokens.end)?;

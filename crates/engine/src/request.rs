@@ -186,6 +186,20 @@ pub enum Refusal {
         /// Bytes of a row.
         row_bytes: u64,
     },
+    /// More rows of host memory than there are.
+    #[error(
+        "the request needs {wanted_rows} rows of host memory ({} MiB) and there are {dram_rows} ({} MiB): raise \
+         --host-memory, or ask for fewer tokens or choices",
+        mib(*wanted_rows, *row_bytes), mib(*dram_rows, *row_bytes)
+    )]
+    NeverFitsDram {
+        /// Rows that it would reserve.
+        wanted_rows: usize,
+        /// Rows of host memory.
+        dram_rows: usize,
+        /// Bytes of a row.
+        row_bytes: u64,
+    },
     /// Room that nobody else will make: all others have ended, and what is held leaves too little.
     #[error(
         "the request needs {wanted_rows} rows of KV memory ({} MiB) and held sequences occupy {held_rows} of the \

@@ -12,6 +12,8 @@ mod admission;
 
 mod prefix;
 
+mod residency;
+
 mod unit;
 
 mod decode;
@@ -36,8 +38,9 @@ use crate::plan::Plan;
 use crate::request::{Refusal, Request, RequestId};
 use crate::sequence::{Phase, Sequence};
 use crate::{EngineConfig, Metrics};
+use backend::Retrieved;
 use ending::Retiring;
-use kv::{RowId, Rows, SequenceId, SummaryKey, TokenId};
+use kv::{RowId, SequenceId, SummaryKey, Tiers, TokenId};
 use prefix::PrefixCache;
 use sparse::AlgorithmSpec;
 use std::collections::{BTreeMap, VecDeque};
@@ -50,7 +53,7 @@ pub struct Scheduler {
     /// By `AlgorithmId`.
     algorithms: Vec<AlgorithmSpec>,
     layers: usize,
-    rows: Rows,
+    tiers: Tiers,
     /// What stays of prompts that were read: asked by admission, grows when a prefill ends.
     prefixes: PrefixCache,
     /// Who has each lane; freed by `reclaim`.
@@ -69,6 +72,8 @@ pub struct Scheduler {
     retiring: Vec<Retiring>,
     /// Held parents that are released as soon as no fork needs them.
     released: Vec<SequenceId>,
+    /// Sequences that are to have other cache rows, and how many: so that the queue's head fits. Grows by `press`.
+    changing: VecDeque<(SequenceId, usize)>,
     cost: CostModel,
     /// Seconds that decode is owed before the next prefill unit, as of the last committed step: + by units, - by decode
     /// steps, never below 0.
@@ -106,19 +111,22 @@ pub(crate) struct Totals {
     pub(crate) finished: u64,
     pub(crate) aborted: u64,
     pub(crate) refused: u64,
+    pub(crate) retrieved: Retrieved,
+    pub(crate) offloaded_rows: u64,
+    pub(crate) made_sparse: u64,
 }
 
 impl Scheduler {
     /// A scheduler for a model of `layers` layers; `algorithms[i]` is `AlgorithmId(i)`.
     pub fn new(config: EngineConfig, algorithms: Vec<AlgorithmSpec>, layers: usize) -> Self {
         config.check();
-        let (rows, cost) = (Rows::new(config.pool_rows), config.cost);
+        let (tiers, cost) = (Tiers::new(config.pool_rows, 0), config.cost);
         Scheduler {
             lanes: vec![None; config.max_lanes],
             config,
             algorithms,
             layers,
-            rows,
+            tiers,
             prefixes: PrefixCache::default(),
             waiting: VecDeque::new(),
             admitted: Vec::new(),
@@ -127,6 +135,7 @@ impl Scheduler {
             slots: [None; PASSES_MAX],
             retiring: Vec::new(),
             released: Vec::new(),
+            changing: VecDeque::new(),
             cost,
             decode_debt_seconds: 0.0,
             debts_in_flight: VecDeque::new(),
@@ -141,7 +150,9 @@ impl Scheduler {
     /// Decides the next step: who is admitted, who decodes, and which parts of which prompts are prefilled.
     pub fn plan(&mut self) -> Plan {
         self.admit_waiting();
-        let mut plan = Plan { step: self.planned + 1, decode: self.choose_lanes(), ..Plan::default() };
+        let mut plan = Plan { step: self.planned + 1, ..Plan::default() };
+        self.change_residence(&mut plan);
+        plan.decode = self.choose_lanes();
         self.open_passes();
         self.fill_unit(&mut plan);
         plan.admitted = std::mem::take(&mut self.admitted);
@@ -232,8 +243,8 @@ impl Scheduler {
         &self.config
     }
 
-    pub(crate) fn rows(&self) -> &Rows {
-        &self.rows
+    pub(crate) fn tiers(&self) -> &Tiers {
+        &self.tiers
     }
 
     pub(crate) fn prefixes(&self) -> &PrefixCache {

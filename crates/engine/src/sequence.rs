@@ -4,7 +4,7 @@ use crate::RequestId;
 use crate::constraint::Constrained;
 use crate::prefill::Prefill;
 use crate::scheduler::Span;
-use backend::TokenScore;
+use backend::{Retrieved, TokenScore};
 use kv::{LaneId, SequenceId, SequenceKv, TokenId};
 
 /// A token stream being generated, or kept for forks.
@@ -71,6 +71,8 @@ pub(crate) struct Running {
     pub(crate) outputs_max: usize,
     /// Decode steps collected for it, and from the first one's start to the last one's end; grows by `count_step`.
     pub(crate) decoded: Option<(usize, Span)>,
+    /// What became of the pages that its steps selected in host memory.
+    pub(crate) retrieved: Retrieved,
     /// Sum and number of measured attention masses.
     pub(crate) mass: (f64, usize),
 }

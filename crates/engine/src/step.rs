@@ -59,12 +59,13 @@ struct Launched {
 impl Steps {
     /// A loop over one runtime.
     pub fn new(
-        scheduler: Scheduler,
+        mut scheduler: Scheduler,
         outbox: Outbox,
         runtime: Arc<dyn Runtime>,
         forward: Arc<dyn Forward>,
         clock: Arc<dyn Clock>,
     ) -> Self {
+        scheduler.extend_dram(runtime.dram_rows());
         let (in_flight, collected_at) = (VecDeque::new(), clock.seconds());
         let times = StepTimes::default();
         Steps { scheduler, outbox, runtime, forward, clock, in_flight, collected_at, times, trace: None }
@@ -81,6 +82,7 @@ impl Steps {
     /// The device was lost: nothing can go on.
     pub fn step(&mut self) -> Result<Progress, BackendError> {
         let mut watch = Watch::start(self.clock.clone());
+        self.scheduler.extend_dram(self.runtime.dram_rows());
         let mut plan = self.scheduler.plan();
         self.scheduler.reserve(&mut plan);
         self.times.schedule_us += watch.lap();
@@ -113,6 +115,7 @@ impl Steps {
         plan.pieces.iter().for_each(|piece| self.enqueue(piece));
         let unit_at = self.clock.seconds();
         let (runtime, forward) = (self.runtime.as_ref(), self.forward.as_ref());
+        plan.decode.iter().filter(|decode| !decode.copies.is_empty()).for_each(|d| runtime.copy_rows(&d.copies));
         let ticket = plan
             .decode
             .as_ref()
@@ -215,6 +218,7 @@ impl Steps {
         let (runtime, forward, of) = (self.runtime.as_ref(), self.forward.as_ref(), piece.sequence);
         match &piece.act {
             Act::Copy(copies) => runtime.copy_rows(copies),
+            Act::Cache(change) => runtime.change_cache(change),
             Act::Start(start) => runtime.start_lane(start),
             Act::Gather { pass, layer } => {
                 let view = self.pass_view(of, pass);

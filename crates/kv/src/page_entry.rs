@@ -10,10 +10,11 @@ pub struct PageEntry(pub u32);
 const _: () = assert!(PAGE_TOKENS == 8, "the entry's fields are three bits wide");
 
 impl PageEntry {
-    /// Tokens `first..first + count` of the page in `row`; `1 <= count`, `first + count <= 8`.
+    /// Tokens `first..first + count` of the page in `row`, whose tier is not part of it:
+    /// `1 <= count`, `first + count <= 8`.
     pub fn new(row: RowId, first: usize, count: usize) -> Self {
-        debug_assert!(row.0 < 1 << 26 && 0 < count && first + count <= PAGE_TOKENS);
-        PageEntry(row.0 << 6 | (first as u32) << 3 | (count as u32 - 1))
+        debug_assert!(row.at() < 1 << 26 && 0 < count && first + count <= PAGE_TOKENS);
+        PageEntry((row.at() as u32) << 6 | (first as u32) << 3 | (count as u32 - 1))
     }
 
     /// The row that holds the page.

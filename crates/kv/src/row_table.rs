@@ -1,22 +1,16 @@
 //! One table of one sequence: row `i` holds its logical page `i`, or its `i`-th summary row.
+//!
+//! A page's row says where the page is at home: in the pool, or in host memory (copies of it may be in cache rows).
+//! Full rows that others share are read-only for all.
 
-use crate::RowId;
 use crate::rows::{Reservation, Rows};
+use crate::{RowId, Tiers};
 
 /// Rows in the order of what they hold.
-///
-/// ```text
-/// 0             shared                     rows.len()
-/// |- read-only --|---- this table's own ----|
-/// ```
-///
-/// Rows below `shared` came from a fork's parent or a kept prefix; full rows that others share are read-only for all.
 #[derive(Debug, Default)]
 pub struct RowTable {
-    /// Grows by `push`, `fork` and `sharing`; emptied by `release`.
+    /// Grows by `push`, `fork` and `sharing`, changed by `replace`, emptied by `release`.
     rows: Vec<RowId>,
-    /// Set by `fork` and `sharing`.
-    shared: usize,
 }
 
 impl RowTable {
@@ -35,11 +29,6 @@ impl RowTable {
         self.rows.is_empty()
     }
 
-    /// Rows at the start that another one filled.
-    pub fn shared(&self) -> usize {
-        self.shared
-    }
-
     /// Adds a row of its own and returns it.
     pub fn push(&mut self, rows: &mut Rows, from: &mut Reservation) -> RowId {
         let row = rows.take(from);
@@ -54,19 +43,24 @@ impl RowTable {
         }
     }
 
+    /// Puts `row`, whose reference it takes over, in the place of another one, whose reference it gives back.
+    pub fn replace(&mut self, at: usize, row: RowId) -> RowId {
+        std::mem::replace(&mut self.rows[at], row)
+    }
+
     /// A table that shares this one's first `full` rows.
-    pub fn fork(&self, full: usize, rows: &mut Rows) -> RowTable {
-        RowTable::sharing(&self.rows[..full], rows)
+    pub fn fork(&self, full: usize, tiers: &mut Tiers) -> RowTable {
+        RowTable::sharing(&self.rows[..full], tiers)
     }
 
     /// A table that shares these full rows.
-    pub fn sharing(shared: &[RowId], rows: &mut Rows) -> RowTable {
-        shared.iter().for_each(|&row| rows.share(row));
-        RowTable { rows: shared.to_vec(), shared: shared.len() }
+    pub fn sharing(shared: &[RowId], tiers: &mut Tiers) -> RowTable {
+        shared.iter().for_each(|&row| tiers.share(row));
+        RowTable { rows: shared.to_vec() }
     }
 
     /// Lets go of every row.
-    pub fn release(self, rows: &mut Rows) {
-        self.rows.into_iter().for_each(|row| rows.release(row));
+    pub fn release(self, tiers: &mut Tiers) {
+        self.rows.into_iter().for_each(|row| tiers.release(row));
     }
 }

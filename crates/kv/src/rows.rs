@@ -1,4 +1,4 @@
-//! The pool's rows: which are free, who references the others, and how many are promised.
+//! One tier's rows: which are free, who references the others, and how many are promised.
 //!
 //! ```text
 //! 0                                                           rows
@@ -11,12 +11,14 @@
 //! Rows come only out of a [`Reservation`], so a sequence that was admitted can never find the pool empty. The order in
 //! which rows are handed out is a function of the calls alone: the lowest rows first, then the last one freed.
 
-use crate::{KeptPrefix, RowId, RowTable};
+use crate::{KeptPrefix, RowId, Tier};
 use std::fmt;
 
-/// The allocator of the pool's rows.
+/// The allocator of one tier's rows.
 #[derive(Debug)]
 pub struct Rows {
+    /// Which tier's.
+    tier: Tier,
     /// Per row: 0 = on the free list; +1 by `take`, `share` and `keep`, -1 by `release` and `let_go`.
     references: Vec<u32>,
     /// Per row: references of kept prefixes among them; +1 by `keep`, -1 by `let_go`.
@@ -54,14 +56,29 @@ impl fmt::Display for Shortage {
 impl std::error::Error for Shortage {}
 
 impl Rows {
-    /// A pool of `rows` rows, all free.
-    pub fn new(rows: usize) -> Self {
-        assert!(rows <= 1 << 26, "a page entry has 26 bits for the row");
-        let free = (0..rows).rev().map(|row| RowId(row as u32)).collect();
-        Rows { references: vec![0; rows], kept: vec![0; rows], free, reserved: 0, spare: 0 }
+    /// A tier of `rows` rows, all free.
+    pub fn new(tier: Tier, rows: usize) -> Self {
+        let mut all = Rows { tier, references: Vec::new(), kept: Vec::new(), free: Vec::new(), reserved: 0, spare: 0 };
+        all.extend_to(rows);
+        all
     }
 
-    /// Rows of the pool.
+    /// The tier has grown to `rows` rows (memory that was made meanwhile); it never shrinks.
+    pub fn extend_to(&mut self, rows: usize) {
+        assert!(rows <= 1 << 26, "a page entry has 26 bits for the row");
+        let more = (self.total()..rows).rev().map(|row| RowId::of(self.tier, row as u32));
+        // Rows that were used before are handed out first.
+        self.free.splice(0..0, more.collect::<Vec<_>>());
+        self.references.resize(rows.max(self.total()), 0);
+        self.kept.resize(self.references.len(), 0);
+    }
+
+    /// Which tier's rows these are.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// Rows of the tier.
     pub fn total(&self) -> usize {
         self.references.len()
     }
@@ -163,19 +180,24 @@ impl Rows {
         self.references[row.at()]
     }
 
-    /// Recounts references, spare and free rows, and promises from every table, kept prefix and reservation that
-    /// exists.
+    /// How many tables of sequences hold a row.
+    pub fn sequences(&self, row: RowId) -> u32 {
+        self.references[row.at()] - self.kept[row.at()]
+    }
+
+    /// Recounts references, spare and free rows, and promises from every row that a sequence holds (those of other
+    /// tiers are not counted), every kept prefix and every reservation that exists.
     ///
     /// # Errors
     /// Says what disagrees.
     pub fn check_integrity<'a>(
         &self,
-        tables: impl IntoIterator<Item = &'a RowTable>,
+        held: impl IntoIterator<Item = RowId>,
         prefixes: impl IntoIterator<Item = &'a KeptPrefix>,
         reservations: impl IntoIterator<Item = &'a Reservation>,
     ) -> Result<(), String> {
         let mut counted = vec![0u32; self.total()];
-        for row in tables.into_iter().flat_map(|table| table.rows()) {
+        for row in held.into_iter().filter(|row| row.tier() == self.tier) {
             counted[row.at()] += 1;
         }
         let others = counted.clone();
@@ -219,6 +241,11 @@ impl Reservation {
         self.rows
     }
 
+    /// Takes another reservation of the same tier in.
+    pub fn join(&mut self, mut other: Reservation) {
+        self.rows += std::mem::take(&mut other.rows);
+    }
+
     /// Takes `rows` of the promised rows into a reservation of their own.
     pub fn split(&mut self, rows: usize) -> Reservation {
         assert!(rows <= self.rows, "{rows} rows split from a reservation of {}", self.rows);
@@ -239,7 +266,7 @@ mod tests {
 
     #[test]
     fn rows_come_lowest_first_then_last_freed_first() {
-        let mut rows = Rows::new(4);
+        let mut rows = Rows::new(Tier::Pool, 4);
         let mut reservation = rows.reserve(4).expect("four rows are free");
         let first: Vec<RowId> = (0..3).map(|_| rows.take(&mut reservation)).collect();
         assert_eq!(first, [RowId(0), RowId(1), RowId(2)]);
@@ -252,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_shortage_names_both_numbers_and_changes_nothing() {
-        let mut rows = Rows::new(3);
+        let mut rows = Rows::new(Tier::Pool, 3);
         let held = rows.reserve(2).expect("three rows are free");
         let shortage = rows.reserve(2).expect_err("one is left");
         assert_eq!(shortage.to_string(), "2 rows wanted, 1 available");
@@ -263,7 +290,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "leak")]
     fn a_dropped_promise_is_noticed() {
-        let mut rows = Rows::new(3);
+        let mut rows = Rows::new(Tier::Pool, 3);
         drop(rows.reserve(2).expect("three rows are free"));
     }
 }

@@ -1,7 +1,7 @@
 //! `Rows` against a naive model: every row's owners as a plain count, every promise as a number.
 
 use crate::noise::Noise;
-use crate::{Reservation, RowTable, Rows};
+use crate::{Reservation, RowTable, Tiers};
 
 #[derive(Debug)]
 enum Operation {
@@ -44,14 +44,14 @@ impl Model {
 fn run(seed: u64) {
     let mut noise = Noise(seed);
     let total = 1 + noise.below(40);
-    let (mut rows, mut model) = (Rows::new(total), Model::default());
+    let (mut tiers, mut model) = (Tiers::new(total, 0), Model::default());
     let (mut promises, mut tables): (Vec<Reservation>, Vec<RowTable>) = Default::default();
     for turn in 0..400 {
         let operation = operation(&mut noise);
         match operation {
             Operation::Reserve(wanted) => {
                 let available = model.free(total) - model.promised.iter().sum::<usize>();
-                match rows.reserve(wanted) {
+                match tiers.pool.reserve(wanted) {
                     Ok(promise) => {
                         assert!(wanted <= available, "seed {seed} turn {turn}");
                         promises.push(promise);
@@ -64,7 +64,7 @@ fn run(seed: u64) {
                 }
             }
             Operation::GiveBack(at) if at < promises.len() => {
-                rows.give_back(promises.swap_remove(at));
+                tiers.pool.give_back(promises.swap_remove(at));
                 model.promised.swap_remove(at);
             }
             Operation::Split(at) if at < promises.len() => {
@@ -80,7 +80,7 @@ fn run(seed: u64) {
                     model.tables.push(Vec::new());
                 }
                 let table = table.min(tables.len() - 1);
-                let row = tables[table].push(&mut rows, &mut promises[at]);
+                let row = tables[table].push(&mut tiers.pool, &mut promises[at]);
                 assert!(
                     model.tables.iter().flatten().all(|&held| held != row.0),
                     "seed {seed}: {row} is handed out twice"
@@ -90,23 +90,26 @@ fn run(seed: u64) {
             }
             Operation::Fork(at, full) if at < tables.len() && tables.len() < 12 => {
                 let full = full.min(tables[at].len());
-                tables.push(tables[at].fork(full, &mut rows));
+                tables.push(tables[at].fork(full, &mut tiers));
                 model.tables.push(model.tables[at][..full].to_vec());
             }
             Operation::Release(at) if at < tables.len() => {
-                tables.swap_remove(at).release(&mut rows);
+                tables.swap_remove(at).release(&mut tiers);
                 model.tables.swap_remove(at);
             }
             _ => {}
         }
-        rows.check_integrity(&tables, [], &promises)
+        let held = tables.iter().flat_map(|table| table.rows()).copied();
+        tiers
+            .pool
+            .check_integrity(held, [], &promises)
             .unwrap_or_else(|e| panic!("seed {seed} turn {turn} {operation:?}: {e}"));
-        assert_eq!(rows.free(), model.free(total), "seed {seed} turn {turn}");
-        assert_eq!(rows.reserved(), model.promised.iter().sum::<usize>(), "seed {seed} turn {turn}");
+        assert_eq!(tiers.pool.free(), model.free(total), "seed {seed} turn {turn}");
+        assert_eq!(tiers.pool.reserved(), model.promised.iter().sum::<usize>(), "seed {seed} turn {turn}");
     }
-    promises.into_iter().for_each(|promise| rows.give_back(promise));
-    tables.into_iter().for_each(|table| table.release(&mut rows));
-    assert_eq!(rows.available(), total, "seed {seed}: rows leak");
+    promises.into_iter().for_each(|promise| tiers.pool.give_back(promise));
+    tables.into_iter().for_each(|table| table.release(&mut tiers));
+    assert_eq!(tiers.pool.available(), total, "seed {seed}: rows leak");
 }
 
 #[test]

@@ -72,6 +72,28 @@ impl Selection {
         Selected::Pages { sink, indexed, k: share.max(floor).max(1).min(indexed - sink) }
     }
 
+    /// One past the last page that a step at `len` reads only if it selects it; those from the sink on may be at home
+    /// in host memory.
+    pub fn cached_end(&self, len: usize) -> usize {
+        match self.at(len) {
+            Selected::AllExact(_) => self.sink_pages(),
+            Selected::Pages { indexed, .. } => indexed,
+        }
+    }
+
+    /// Pages that a step at `len` selects: none where every token is exact.
+    pub fn selected_pages(&self, len: usize) -> usize {
+        match self.at(len) {
+            Selected::AllExact(_) => 0,
+            Selected::Pages { k, .. } => k,
+        }
+    }
+
+    /// The most pages behind the candidates that any step has, while one leaves and one joins.
+    pub fn tail_pages_most(&self) -> usize {
+        geometry::pages(self.window_tokens + 2 + self.index_unit_tokens) + 1
+    }
+
     /// Tokens that a step at `len` attends exactly.
     pub fn exact_tokens(&self, len: usize) -> usize {
         match self.at(len) {

@@ -10,9 +10,13 @@
 //! A step at length L (its own token included) selects among `indexed(L)` tokens and summarises
 //! `indexed(L)..indexed(L + 1)` behind itself. So a sequence of `len` tokens that is about to decode has
 //! `indexed(len + 1)` tokens summarised, after prefill, decode, fork and resume alike.
+//!
+//! Which pages are at home in host memory, and what of them is cached, is `residency`'s part of it.
 
-use crate::rows::{Reservation, Rows};
-use crate::{KeptPrefix, PAGE_TOKENS, RowId, RowTable, Selection, geometry};
+use crate::{
+    Cache, KeptPrefix, PAGE_TOKENS, Promise, Reservation, Residence, RowId, RowTable, Selection, Tier, Tiers, geometry,
+};
+use std::ops::Range;
 
 /// Which summaries a table holds: an algorithm and the parameter that decides its layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,61 +59,88 @@ pub struct Summary {
     pub indexed: usize,
 }
 
-/// Rows that join a lane's tables in a step: at most one of each.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Rows that join a lane's tables in a step: at most one of each; and pages that leave the pool before it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Growth {
     /// Position in the KV table, and the row.
     pub kv: Option<(usize, RowId)>,
     /// Position in the summary table, and the row.
     pub summary: Option<(usize, RowId)>,
+    /// Pages that went to host memory: those that left the window of a sparsely resident sequence.
+    pub left: Vec<Move>,
 }
 
-/// A fork's rows that are copied, source then target, before the child reads them.
-pub type ForkCopies = Vec<(RowId, RowId)>;
+/// A page that changes its home: the bytes are copied before anything reads them there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// The logical page.
+    pub page: usize,
+    /// Where it was; not the sequence's any more.
+    pub source: RowId,
+    /// Where it is.
+    pub target: RowId,
+}
+
+/// Rows that are copied, source then target, before anything reads the target.
+pub type RowCopies = Vec<(RowId, RowId)>;
 
 /// The rows of one sequence.
 #[derive(Debug)]
 pub struct SequenceKv {
     /// Tokens with K and V in rows: + by `advance` and `append`, set back by `truncate`.
-    len: usize,
-    /// Covers at least `len` tokens.
-    kv: RowTable,
+    pub(crate) len: usize,
+    /// Covers at least `len` tokens; row `i` is the home of page `i`.
+    pub(crate) kv: RowTable,
+    /// Where pages behind the sink and before the window are at home; set by `make_sparse`.
+    pub(crate) residence: Residence,
+    /// Pages in host memory and what is cached of them.
+    pub(crate) cache: Cache,
     /// At most one per key; a decoding sequence fills the one of its own indexing.
     summaries: Vec<Summary>,
     /// What decode keeps summarised; `None` for dense.
     indexing: Option<Indexing>,
     /// Rows for what is still to come; set by `promise`, emptied by `settle`.
-    reservation: Reservation,
+    pub(crate) promise: Promise,
 }
 
 impl SequenceKv {
     /// A sequence without tokens.
-    pub fn new(reservation: Reservation, indexing: Option<Indexing>) -> Self {
-        SequenceKv { len: 0, kv: RowTable::default(), summaries: Vec::new(), indexing, reservation }
+    pub fn new(residence: Residence, indexing: Option<Indexing>) -> Self {
+        assert!(residence == Residence::Full || indexing.is_some(), "without a selection every page is read");
+        SequenceKv {
+            len: 0,
+            kv: RowTable::default(),
+            residence,
+            cache: Cache::default(),
+            summaries: Vec::new(),
+            indexing,
+            promise: Promise::default(),
+        }
     }
 
     /// A sequence that shares a kept prefix up to position `at`, whole pages, and nothing is promised to yet.
     ///
     /// Summaries are shared in whole rows, as far as the prefix has them and the sequence's own indexing reaches at
     /// `at`: the sequence makes the others itself.
-    pub fn behind(prefix: &KeptPrefix, at: usize, indexing: Option<Indexing>, rows: &mut Rows) -> Self {
+    pub fn behind(prefix: &KeptPrefix, at: usize, indexing: Option<Indexing>, tiers: &mut Tiers) -> Self {
         assert!(at.is_multiple_of(PAGE_TOKENS) && at <= prefix.tokens(), "{at} of {} kept tokens", prefix.tokens());
-        let mut sequence = SequenceKv::new(Reservation::default(), indexing);
-        sequence.kv = RowTable::sharing(&prefix.kv_rows()[..at / PAGE_TOKENS], rows);
+        let mut sequence = SequenceKv::new(Residence::Full, indexing);
+        sequence.kv = RowTable::sharing(&prefix.kv_rows()[..at / PAGE_TOKENS], tiers);
         sequence.len = at;
         if let Some(indexing) = indexing {
             let (key, kept) = (indexing.key, prefix.summary_rows(indexing.key));
             let whole = kept.len().min(indexing.indexed_tokens(at) / key.row_tokens);
-            let table = RowTable::sharing(&kept[..whole], rows);
+            let table = RowTable::sharing(&kept[..whole], tiers);
             sequence.summaries.push(Summary { key, table, indexed: whole * key.row_tokens });
         }
         sequence
     }
 
-    /// Rows are promised for what is to come.
-    pub fn promise(&mut self, reservation: Reservation) {
-        assert_eq!(self.reservation.rows(), 0, "a sequence has one promise");
-        self.reservation = reservation;
+    /// Rows are promised for what is to come, and where its pages will be at home is decided.
+    pub fn promise(&mut self, promise: Promise, residence: Residence) {
+        assert!(self.promise.pool().iter().all(|part| part.rows() == 0), "a sequence has one promise");
+        assert!(residence == Residence::Full || self.indexing.is_some(), "without a selection every page is read");
+        (self.promise, self.residence) = (promise, residence);
     }
 
     /// Tokens with K and V in rows.
@@ -147,32 +178,84 @@ impl SequenceKv {
         self.summary(key).map_or(0, |summary| summary.indexed)
     }
 
+    /// Where its pages are at home.
+    pub fn residence(&self) -> Residence {
+        self.residence
+    }
+
+    /// What is cached of those in host memory.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
     /// Every summary table.
     pub fn summaries(&self) -> &[Summary] {
         &self.summaries
     }
 
-    /// Every table, for counting.
-    pub fn tables(&self) -> impl Iterator<Item = &RowTable> {
-        std::iter::once(&self.kv).chain(self.summaries.iter().map(|summary| &summary.table))
+    /// Every row that it holds, of both tiers and as often as it holds it, for counting.
+    pub fn held_rows(&self) -> impl Iterator<Item = RowId> {
+        let tables = std::iter::once(&self.kv).chain(self.summaries.iter().map(|summary| &summary.table));
+        tables.flat_map(RowTable::rows).chain(self.cache.rows()).copied()
     }
 
-    /// Rows of the KV table and of all summary tables.
-    pub fn rows_by_kind(&self) -> (usize, usize) {
-        (self.kv.len(), self.summaries.iter().map(|summary| summary.table.len()).sum())
+    /// Rows by what they are for.
+    pub fn rows_by_kind(&self) -> HeldRows {
+        let dram = self.kv.rows().iter().filter(|row| row.tier() == Tier::Dram).count();
+        HeldRows {
+            kv: self.kv.len() - dram,
+            cache: self.cache.slots().len(),
+            summary: self.summaries.iter().map(|summary| summary.table.len()).sum(),
+            dram: dram + self.cache.prepared(),
+        }
     }
 
     /// What is promised and not taken.
-    pub fn reservation(&self) -> &Reservation {
-        &self.reservation
+    pub fn promised(&self) -> &Promise {
+        &self.promise
     }
 
-    /// Takes the rows that a prompt up to position `end` and its summaries will fill.
-    pub fn prepare(&mut self, end: usize, rows: &mut Rows) {
-        self.kv.grow_to(geometry::pages(end), rows, &mut self.reservation);
+    /// Takes the rows that a prompt up to position `end` and its summaries will fill; what it shares already and is
+    /// not where it is to be, is copied.
+    pub fn prepare(&mut self, end: usize, tiers: &mut Tiers) -> RowCopies {
+        let mut copies = RowCopies::new();
+        let cached = self.cached(end + 1);
+        let tier = |page: usize| if cached.contains(&page) { Tier::Dram } else { Tier::Pool };
+        for page in 0..self.kv.len() {
+            let shared = self.kv.rows()[page];
+            if shared.tier() != tier(page) {
+                let own = self.take(tier(page), tiers);
+                copies.push((shared, own));
+                tiers.release(self.kv.replace(page, own));
+            }
+        }
+        while self.kv.len() < geometry::pages(end) {
+            match tier(self.kv.len()) {
+                Tier::Pool => self.kv.push(&mut tiers.pool, &mut self.promise.kv),
+                Tier::Dram => self.kv.push(&mut tiers.dram, &mut self.promise.dram),
+            };
+        }
         if let Some(indexing) = self.indexing {
             let (wanted, at) = (indexing.rows(end), self.summary_position(indexing.key));
-            self.summaries[at].table.grow_to(wanted, rows, &mut self.reservation);
+            self.summaries[at].table.grow_to(wanted, &mut tiers.pool, &mut self.promise.summary);
+        }
+        self.cache.begins(cached.end, geometry::pages(end));
+        copies
+    }
+
+    /// Pages that a sparsely resident sequence has in host memory in a step at `len`; none of a fully resident one.
+    pub(crate) fn cached(&self, len: usize) -> Range<usize> {
+        match (self.residence, self.indexing) {
+            (Residence::Sparse, Some(Indexing { selection, .. })) => selection.sink_pages()..selection.cached_end(len),
+            _ => 0..0,
+        }
+    }
+
+    /// A row out of the promise.
+    pub(crate) fn take(&mut self, tier: Tier, tiers: &mut Tiers) -> RowId {
+        match tier {
+            Tier::Pool => tiers.pool.take(&mut self.promise.kv),
+            Tier::Dram => tiers.dram.take(&mut self.promise.dram),
         }
     }
 
@@ -182,20 +265,23 @@ impl SequenceKv {
         assert!(geometry::pages(self.len) <= self.kv.len(), "K and V of {} tokens without rows", self.len);
     }
 
-    /// A decode step appends one token: its row, and the summary row for what becomes indexed behind the step.
-    pub fn append(&mut self, rows: &mut Rows) -> Growth {
+    /// A decode step appends one token: its row, the summary row for what becomes indexed behind the step, and the
+    /// pages that the step reads only if it selects them.
+    pub fn append(&mut self, tiers: &mut Tiers) -> Growth {
         let mut growth = Growth::default();
         if self.kv.len() < geometry::pages(self.len + 1) {
-            growth.kv = Some((self.kv.len(), self.kv.push(rows, &mut self.reservation)));
+            growth.kv = Some((self.kv.len(), self.kv.push(&mut tiers.pool, &mut self.promise.kv)));
         }
         self.len += 1;
         let Some(indexing) = self.indexing else { return growth };
         let at = self.summary_position(indexing.key);
         let summary = &mut self.summaries[at];
         if summary.table.len() < indexing.rows(self.len) {
-            growth.summary = Some((summary.table.len(), summary.table.push(rows, &mut self.reservation)));
+            let row = summary.table.push(&mut tiers.pool, &mut self.promise.summary);
+            growth.summary = Some((summary.table.len() - 1, row));
         }
         summary.indexed = summary.indexed.max(indexing.indexed_tokens(self.len));
+        growth.left = self.leave_window(tiers);
         growth
     }
 
@@ -218,12 +304,13 @@ impl SequenceKv {
     }
 
     /// Takes the rows that `missing_summary_rows` counts out of a fork's promise; this sequence keeps them.
-    pub fn add_summary_rows(&mut self, at: usize, indexing: &Indexing, rows: &mut Rows, from: &mut Reservation) {
+    pub fn add_summary_rows(&mut self, at: usize, indexing: &Indexing, tiers: &mut Tiers, from: &mut Reservation) {
         let position = self.summary_position(indexing.key);
-        self.summaries[position].table.grow_to(indexing.rows(at), rows, from);
+        self.summaries[position].table.grow_to(indexing.rows(at), &mut tiers.pool, from);
     }
 
-    /// A child that continues at position `at`: it shares full rows, and copies the incomplete ones.
+    /// A child that continues at position `at`: it shares full rows, and copies the incomplete ones. Pages that its
+    /// residence wants elsewhere than the parent's does are `prepare`'s to move.
     ///
     /// ```text
     /// parent  |r0      |r1      |r2  at    |r3      |
@@ -235,41 +322,45 @@ impl SequenceKv {
         &self,
         at: usize,
         indexing: Option<Indexing>,
-        reservation: Reservation,
-        rows: &mut Rows,
-    ) -> (SequenceKv, ForkCopies) {
+        residence: Residence,
+        promise: Promise,
+        tiers: &mut Tiers,
+    ) -> (SequenceKv, RowCopies) {
         assert!(at <= self.len, "a fork at {at} of a sequence of {} tokens", self.len);
-        let mut copies = ForkCopies::new();
-        let mut child = SequenceKv::new(reservation, indexing);
-        child.kv = fork_table(&self.kv, at, PAGE_TOKENS, rows, &mut child.reservation, &mut copies);
+        let mut copies = RowCopies::new();
+        let mut child = SequenceKv::new(residence, indexing);
+        child.promise(promise, residence);
+        child.kv = fork_table(&self.kv, at, PAGE_TOKENS, tiers, &mut child.promise.kv, &mut copies);
         child.len = at;
+        child.cache.begins(child.cached(at + 1).end, child.kv.len());
         if let Some(indexing) = indexing
             && let Some(summary) = self.summary(indexing.key)
         {
             let indexed = summary.indexed.min(indexing.indexed_tokens(at));
-            let (key, from) = (indexing.key, &mut child.reservation);
-            let table = fork_table(&summary.table, indexed, key.row_tokens, rows, from, &mut copies);
+            let (key, from) = (indexing.key, &mut child.promise.summary);
+            let table = fork_table(&summary.table, indexed, key.row_tokens, tiers, from, &mut copies);
             child.summaries.push(Summary { key, table, indexed });
         }
         (child, copies)
     }
 
     /// Takes the promise out of a sequence that has no rows yet, for the fork that it becomes.
-    pub fn take_promise(&mut self) -> Reservation {
+    pub fn take_promise(&mut self) -> Promise {
         assert!(self.kv.is_empty() && self.summaries.is_empty(), "a sequence with rows keeps its promise");
-        std::mem::take(&mut self.reservation)
+        std::mem::take(&mut self.promise)
     }
 
-    /// Gives the rest of the promise back: the sequence will not grow any more.
-    pub fn settle(&mut self, rows: &mut Rows) {
-        rows.give_back(std::mem::take(&mut self.reservation));
+    /// Gives the rest of the promise back, and what is cached: the sequence will not go on any more.
+    pub fn settle(&mut self, tiers: &mut Tiers) {
+        std::mem::take(&mut self.promise).give_back(tiers);
+        std::mem::take(&mut self.cache).release(tiers);
     }
 
     /// Ends the sequence: every row and the rest of the promise go back.
-    pub fn release(mut self, rows: &mut Rows) {
-        self.settle(rows);
-        self.kv.release(rows);
-        self.summaries.into_iter().for_each(|summary| summary.table.release(rows));
+    pub fn release(mut self, tiers: &mut Tiers) {
+        self.settle(tiers);
+        self.kv.release(tiers);
+        self.summaries.into_iter().for_each(|summary| summary.table.release(tiers));
     }
 
     fn summary(&self, key: SummaryKey) -> Option<&Summary> {
@@ -285,19 +376,32 @@ impl SequenceKv {
     }
 }
 
-/// Shares the rows that `tokens` tokens fill and copies the one that they only begin.
+/// Rows of one sequence by what they are for; shared ones count for each that holds them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeldRows {
+    /// Homes of pages in the pool.
+    pub kv: usize,
+    /// Cache rows.
+    pub cache: usize,
+    /// Summaries.
+    pub summary: usize,
+    /// Pages in host memory.
+    pub dram: usize,
+}
+
+/// Shares the rows that `tokens` tokens fill and copies the one that they only begin, which is in the pool.
 fn fork_table(
     parent: &RowTable,
     tokens: usize,
     row_tokens: usize,
-    rows: &mut Rows,
+    tiers: &mut Tiers,
     from: &mut Reservation,
-    copies: &mut ForkCopies,
+    copies: &mut RowCopies,
 ) -> RowTable {
     let full = tokens / row_tokens;
-    let mut table = parent.fork(full, rows);
+    let mut table = parent.fork(full, tiers);
     if full * row_tokens < tokens {
-        copies.push((parent.rows()[full], table.push(rows, from)));
+        copies.push((parent.rows()[full], table.push(&mut tiers.pool, from)));
     }
     table
 }

@@ -4,10 +4,14 @@
 //! table gives its own history; forks that share too much or copy too little, and rows freed too early, read wrongly.
 
 use crate::noise::Noise;
-use crate::{Demand, Growth, Indexing, KeptPrefix, PAGE_TOKENS, Rows, Selection, SequenceKv, SummaryKey};
+use crate::{
+    Demand, Growth, Indexing, KeptPrefix, PAGE_TOKENS, Promise, Residence, RowCopies, RowId, Rows, Selection,
+    SequenceKv, SummaryKey, Tier, Tiers,
+};
+use std::collections::BTreeMap;
 
-/// What a cell holds: the tag of the token written there; summaries hold the tag of their token too.
-type Cells = Vec<Vec<u64>>;
+/// What a row holds: the tag of each token written there; summaries hold the tag of their token too.
+type Cells = BTreeMap<RowId, Vec<u64>>;
 
 struct Naive {
     kv: SequenceKv,
@@ -40,14 +44,14 @@ fn indexing(noise: &mut Noise) -> Option<Indexing> {
         window_tokens: [32, 64][noise.below(2)],
         budget: 0.1,
         floor_tokens: 0,
-        min_context: 0,
+        min_context: [0, 150][noise.below(2)],
     };
     (0 < noise.below(4)).then_some(Indexing { key, selection })
 }
 
 /// Writes K and V (or the summary) of one token.
-fn write(cells: &mut Cells, rows: &[crate::RowId], row_tokens: usize, position: usize, tag: u64) {
-    let row = &mut cells[rows[position / row_tokens].at()];
+fn write(cells: &mut Cells, rows: &[RowId], row_tokens: usize, position: usize, tag: u64) {
+    let row = cells.entry(rows[position / row_tokens]).or_default();
     row.resize(128, 0);
     row[position % row_tokens] = tag;
 }
@@ -55,14 +59,14 @@ fn write(cells: &mut Cells, rows: &[crate::RowId], row_tokens: usize, position: 
 fn verify(cells: &Cells, naive: &Naive, seed: u64) {
     for (position, &tag) in naive.history.iter().enumerate() {
         let row = naive.kv.kv_rows()[position / PAGE_TOKENS];
-        assert_eq!(cells[row.at()][position % PAGE_TOKENS], tag, "seed {seed}: K and V of position {position}");
+        assert_eq!(cells[&row][position % PAGE_TOKENS], tag, "seed {seed}: K and V of position {position}");
     }
     let Some(indexing) = naive.kv.indexing() else { return };
     let (key, rows) = (indexing.key, naive.kv.decode_summary_rows());
     assert!(indexing.indexed_tokens(naive.kv.len()) <= naive.kv.indexed(key), "seed {seed}: too few summaries");
     for position in 0..indexing.indexed_tokens(naive.kv.len()) {
         let row = rows[position / key.row_tokens];
-        assert_eq!(cells[row.at()][position % key.row_tokens], naive.history[position], "seed {seed}: summary");
+        assert_eq!(cells[&row][position % key.row_tokens], naive.history[position], "seed {seed}: summary");
     }
 }
 
@@ -71,12 +75,12 @@ fn verify_kept(cells: &Cells, (prefix, history): &Kept, seed: u64) {
     assert_eq!(prefix.tokens(), history.len(), "seed {seed}");
     for (position, &tag) in history.iter().enumerate() {
         let row = prefix.kv_rows()[position / PAGE_TOKENS];
-        assert_eq!(cells[row.at()][position % PAGE_TOKENS], tag, "seed {seed}: kept K and V of position {position}");
+        assert_eq!(cells[&row][position % PAGE_TOKENS], tag, "seed {seed}: kept K and V of position {position}");
     }
     for key in KEYS {
-        for (at, row) in prefix.summary_rows(key).iter().enumerate() {
+        for (at, &row) in prefix.summary_rows(key).iter().enumerate() {
             let tokens = at * key.row_tokens..(at + 1) * key.row_tokens;
-            assert_eq!(cells[row.at()][..key.row_tokens], history[tokens], "seed {seed}: kept summary row {at}");
+            assert_eq!(cells[&row][..key.row_tokens], history[tokens], "seed {seed}: kept summary row {at}");
         }
     }
 }
@@ -89,8 +93,8 @@ fn index(cells: &mut Cells, kv: &mut SequenceKv, history: &[u64], indexing: Inde
     kv.mark_indexed(indexing.key, target);
 }
 
-fn prefill(cells: &mut Cells, rows: &mut Rows, naive: &mut Naive, end: usize, tag: &mut u64) {
-    naive.kv.prepare(end, rows);
+fn prefill(cells: &mut Cells, tiers: &mut Tiers, naive: &mut Naive, end: usize, tag: &mut u64) {
+    copy(cells, naive.kv.prepare(end, tiers));
     for position in naive.kv.len()..end {
         *tag += 1;
         naive.history.push(*tag);
@@ -102,9 +106,10 @@ fn prefill(cells: &mut Cells, rows: &mut Rows, naive: &mut Naive, end: usize, ta
     }
 }
 
-fn decode(cells: &mut Cells, rows: &mut Rows, naive: &mut Naive, tag: &mut u64) {
+fn decode(cells: &mut Cells, tiers: &mut Tiers, naive: &mut Naive, tag: &mut u64) {
     let before = naive.kv.indexing().map_or(0, |indexing| indexing.indexed_tokens(naive.kv.len()));
-    let Growth { kv, summary } = naive.kv.append(rows);
+    let Growth { kv, summary, left } = naive.kv.append(tiers);
+    copy(cells, left.into_iter().map(|page| (page.source, page.target)).collect());
     assert!(kv.is_none_or(|(at, row)| naive.kv.kv_rows()[at] == row && at == (naive.kv.len() - 1) / PAGE_TOKENS));
     assert!(summary.is_none_or(|(at, row)| naive.kv.decode_summary_rows()[at] == row));
     *tag += 1;
@@ -118,25 +123,46 @@ fn decode(cells: &mut Cells, rows: &mut Rows, naive: &mut Naive, tag: &mut u64) 
     }
 }
 
-fn fork(cells: &mut Cells, rows: &mut Rows, parent: &Naive, at: usize, demand: Demand, first: bool) -> Option<Naive> {
-    let wanted = if first { demand.first() } else { demand.further() };
-    let promise = rows.reserve(wanted.total()).ok()?;
-    let (kv, copies) = parent.kv.fork(at, demand.indexing, promise, rows);
+fn copy(cells: &mut Cells, copies: RowCopies) {
     for (source, target) in copies {
-        cells[target.at()] = cells[source.at()].clone();
+        let copied = cells[&source].clone();
+        cells.insert(target, copied);
     }
+}
+
+fn reserve(tiers: &mut Tiers, wanted: crate::RowCounts) -> Option<Promise> {
+    let mut pool = tiers.pool.reserve(wanted.pool()).ok()?;
+    let Ok(mut dram) = tiers.dram.reserve(wanted.dram) else {
+        tiers.pool.give_back(pool);
+        return None;
+    };
+    Some(Promise::split(&mut pool, &mut dram, wanted, 0))
+}
+
+fn fork(
+    cells: &mut Cells,
+    tiers: &mut Tiers,
+    parent: &Naive,
+    at: usize,
+    demand: &Demand,
+    first: bool,
+) -> Option<Naive> {
+    let wanted = if first { demand.first() } else { demand.further() };
+    let promise = reserve(tiers, wanted)?;
+    let (kv, copies) = parent.kv.fork(at, demand.indexing, demand.residence, promise, tiers);
+    copy(cells, copies);
     Some(Naive { kv, history: parent.history[..at].to_vec(), end: demand.end })
 }
 
 /// A request on top of `origin`: its first choice, and the further ones, all at the start of decode.
-fn begin(noise: &mut Noise, cells: &mut Cells, rows: &mut Rows, origin: Origin<'_>, tag: &mut u64) -> Vec<Naive> {
+fn begin(noise: &mut Noise, cells: &mut Cells, tiers: &mut Tiers, origin: Origin<'_>, tag: &mut u64) -> Vec<Naive> {
     let indexing = indexing(noise);
-    let (prefix, kept) = match &origin {
-        Origin::Nothing => (0, None),
-        Origin::Parent(parent) => (parent.kv.len(), None),
+    let (prefix, prefix_cached, kept) = match &origin {
+        Origin::Nothing => (0, 0..0, None),
+        Origin::Parent(parent) => (parent.kv.len(), parent.kv.pages_in_dram(), None),
         Origin::Kept((kept, _)) => {
             let at = noise.below(kept.tokens() / PAGE_TOKENS + 1) * PAGE_TOKENS;
-            (at, Some(SequenceKv::behind(kept, at, indexing, rows)))
+            (at, 0..0, Some(SequenceKv::behind(kept, at, indexing, tiers)))
         }
     };
     let indexed = match (&kept, indexing) {
@@ -146,38 +172,39 @@ fn begin(noise: &mut Noise, cells: &mut Cells, rows: &mut Rows, origin: Origin<'
     };
     let start = prefix + usize::from(prefix == 0) + noise.below(300);
     let (end, choices) = (start + noise.below(120) + 1, 1 + noise.below(3));
-    let demand = Demand { prefix, indexed, start, end, choices, indexing };
+    let residence = [Residence::Full, Residence::Sparse][noise.below(1 + usize::from(indexing.is_some()))];
+    let demand = Demand { prefix, prefix_cached, indexed, start, end, choices, indexing, residence };
     let mut first = match (origin, kept) {
         (Origin::Parent(parent), _) => {
             if let Some(indexing) = indexing {
                 let missing = parent.kv.missing_summary_rows(prefix, &indexing);
-                let Ok(mut promise) = rows.reserve(missing) else { return Vec::new() };
-                parent.kv.add_summary_rows(prefix, &indexing, rows, &mut promise);
-                rows.give_back(promise);
+                let Ok(mut promise) = tiers.pool.reserve(missing) else { return Vec::new() };
+                parent.kv.add_summary_rows(prefix, &indexing, tiers, &mut promise);
+                tiers.pool.give_back(promise);
                 index(cells, &mut parent.kv, &parent.history, indexing, indexing.indexed_tokens(prefix));
             }
-            match fork(cells, rows, parent, prefix, demand, true) {
+            match fork(cells, tiers, parent, prefix, &demand, true) {
                 Some(child) => child,
                 None => return Vec::new(),
             }
         }
         (origin, kept) => {
             let history = if let Origin::Kept((_, tags)) = origin { tags[..prefix].to_vec() } else { Vec::new() };
-            let mut kv = kept.unwrap_or_else(|| SequenceKv::new(crate::Reservation::default(), indexing));
-            match rows.reserve(demand.first().total()) {
-                Ok(promise) => kv.promise(promise),
-                Err(_) => {
-                    kv.release(rows);
+            let mut kv = kept.unwrap_or_else(|| SequenceKv::new(Residence::Full, indexing));
+            match reserve(tiers, demand.first()) {
+                Some(promise) => kv.promise(promise, residence),
+                None => {
+                    kv.release(tiers);
                     return Vec::new();
                 }
             }
             Naive { kv, history, end }
         }
     };
-    prefill(cells, rows, &mut first, start, tag);
+    prefill(cells, tiers, &mut first, start, tag);
     let mut choices = vec![first];
     for _ in 1..demand.choices {
-        choices.extend(fork(cells, rows, &choices[0], start, demand, false));
+        choices.extend(fork(cells, tiers, &choices[0], start, &demand, false));
     }
     choices
 }
@@ -188,6 +215,9 @@ fn change_kept(noise: &mut Noise, rows: &mut Rows, live: &[Naive], kept: &mut Ve
     match noise.below(4) {
         0 | 1 if !live.is_empty() => {
             let naive = &live[noise.below(live.len())];
+            if naive.kv.kv_rows().iter().any(|row| row.tier() == Tier::Dram) {
+                return;
+            }
             let tokens = noise.below(naive.kv.len() / PAGE_TOKENS + 1) * PAGE_TOKENS;
             kept.push((KeptPrefix::of(&naive.kv, tokens, rows), naive.history[..tokens].to_vec()));
         }
@@ -206,56 +236,93 @@ fn change_kept(noise: &mut Noise, rows: &mut Rows, live: &[Naive], kept: &mut Ve
     }
 }
 
+fn check(tiers: &Tiers, live: &[Naive], kept: &[Kept]) -> Result<(), String> {
+    let held = || live.iter().flat_map(|naive| naive.kv.held_rows());
+    let pool = live.iter().flat_map(|naive| naive.kv.promised().pool());
+    tiers.pool.check_integrity(held(), kept.iter().map(|(prefix, _)| prefix), pool)?;
+    tiers.dram.check_integrity(held(), [], live.iter().map(|naive| &naive.kv.promised().dram))
+}
+
+/// A fully resident sequence gives its rows up, bit by bit; a sparsely resident one gets other slots.
+fn change_residence(noise: &mut Noise, cells: &mut Cells, tiers: &mut Tiers, naive: &mut Naive) {
+    let Some(indexing) = naive.kv.indexing() else { return };
+    if naive.kv.residence() == Residence::Sparse {
+        if noise.below(2) == 0 {
+            let rows = noise.below(8).min(tiers.pool.available());
+            let rows = tiers.pool.reserve(rows).expect("so many are available");
+            naive.kv.grow_cache(rows, tiers);
+        } else {
+            naive.kv.cut_cache(noise.below(naive.kv.cache().slots().len() + 1), tiers);
+        }
+        return;
+    }
+    let selection = indexing.selection;
+    if naive.kv.cache().prepared() == 0 && naive.kv.promised().dram.rows() == 0 {
+        let pages = selection.cached_end(naive.end.max(naive.kv.len() + 1)) - selection.sink_pages();
+        let Ok(rows) = tiers.dram.reserve(pages) else { return };
+        naive.kv.promise_dram(rows);
+    }
+    let copies = naive.kv.offload(noise.below(12), tiers);
+    copy(cells, copies);
+    match noise.below(4) {
+        0 => naive.kv.forget_offloaded(tiers),
+        1 if naive.kv.pages_to_offload() == 0 && naive.kv.selects() => {
+            let emptied = naive.kv.make_sparse(noise.below(20), tiers);
+            for (row, page) in emptied.slots {
+                assert_eq!(cells[&row], cells[&naive.kv.kv_rows()[page]], "a slot holds its page");
+            }
+        }
+        _ => {}
+    }
+}
+
 fn run(seed: u64) {
     let mut noise = Noise(seed);
     let total = 40 + noise.below(400);
-    let (mut rows, mut cells, mut tag) = (Rows::new(total), vec![Vec::new(); total], 0);
+    let (mut tiers, mut cells, mut tag) = (Tiers::new(total, noise.below(500)), Cells::new(), 0);
     let (mut live, mut kept): (Vec<Naive>, Vec<Kept>) = Default::default();
     for _ in 0..120 {
         let at = noise.below(live.len().max(1));
-        match noise.below(12) {
-            0 => live.extend(begin(&mut noise, &mut cells, &mut rows, Origin::Nothing, &mut tag)),
+        match noise.below(14) {
+            0 => live.extend(begin(&mut noise, &mut cells, &mut tiers, Origin::Nothing, &mut tag)),
             1 if at < live.len() => {
                 let mut parent = live.swap_remove(at);
-                live.extend(begin(&mut noise, &mut cells, &mut rows, Origin::Parent(&mut parent), &mut tag));
+                live.extend(begin(&mut noise, &mut cells, &mut tiers, Origin::Parent(&mut parent), &mut tag));
                 live.push(parent);
             }
             4 if !kept.is_empty() => {
                 let origin = Origin::Kept(&kept[noise.below(kept.len())]);
-                live.extend(begin(&mut noise, &mut cells, &mut rows, origin, &mut tag));
+                live.extend(begin(&mut noise, &mut cells, &mut tiers, origin, &mut tag));
             }
-            5 | 6 => change_kept(&mut noise, &mut rows, &live, &mut kept),
-            2 if at < live.len() => live.swap_remove(at).kv.release(&mut rows),
+            5 | 6 => change_kept(&mut noise, &mut tiers.pool, &live, &mut kept),
+            2 if at < live.len() => live.swap_remove(at).kv.release(&mut tiers),
+            7 | 8 if at < live.len() => change_residence(&mut noise, &mut cells, &mut tiers, &mut live[at]),
             3 if at < live.len() => {
-                live[at].kv.settle(&mut rows);
+                live[at].kv.settle(&mut tiers);
                 live[at].end = 0;
             }
             _ => {
                 for naive in live.iter_mut().filter(|naive| naive.kv.len() < naive.end) {
-                    decode(&mut cells, &mut rows, naive, &mut tag);
+                    decode(&mut cells, &mut tiers, naive, &mut tag);
                 }
             }
         }
         live.iter().for_each(|naive| verify(&cells, naive, seed));
         kept.iter().for_each(|kept| verify_kept(&cells, kept, seed));
-        let tables = live.iter().flat_map(|naive| naive.kv.tables());
-        rows.check_integrity(
-            tables,
-            kept.iter().map(|(prefix, _)| prefix),
-            live.iter().map(|naive| naive.kv.reservation()),
-        )
-        .unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        check(&tiers, &live, &kept).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
     }
     // Every promise is enough for its sequence's end: `append` would have panicked otherwise.
     for mut naive in live {
         while naive.kv.len() < naive.end {
-            decode(&mut cells, &mut rows, &mut naive, &mut tag);
+            decode(&mut cells, &mut tiers, &mut naive, &mut tag);
         }
-        naive.kv.release(&mut rows);
+        naive.kv.release(&mut tiers);
     }
-    assert_eq!(rows.available() + rows.spare(), total, "seed {seed}: what is not free is spare");
-    kept.into_iter().for_each(|(prefix, _)| prefix.release(&mut rows));
-    assert_eq!(rows.available(), total, "seed {seed}: rows leak");
+    let Tiers { mut pool, dram } = tiers;
+    assert_eq!(pool.available() + pool.spare(), total, "seed {seed}: what is not free is spare");
+    kept.into_iter().for_each(|(prefix, _)| prefix.release(&mut pool));
+    assert_eq!(pool.available(), total, "seed {seed}: rows leak");
+    assert_eq!(dram.available(), dram.total(), "seed {seed}: rows of host memory leak");
 }
 
 #[test]

@@ -22,6 +22,7 @@ use crate::forward::{Forward, PassView};
 use crate::{Checkpoint, Error, ModelConfig};
 use backend::{AlgorithmId, Backend, HeadNorms, IndexUnits, MemoryUse, Rope, Runtime, RuntimeShape, StepKey};
 use buffers::{DecodeBuffers, PassBuffers, UnitBuffers};
+use kv::bucketed_lru::Eviction;
 use kv::{LaneId, RowId};
 use sparse::Algorithms;
 use std::ops::Range;
@@ -108,13 +109,15 @@ impl ModelConfig {
         kv::Geometry { layers: self.layers, kv_heads: self.kv_heads, head_dim: self.head_dim }
     }
 
-    /// What a runtime for this model is sized for.
+    /// What a runtime for this model is sized for, without host memory behind its pool.
     pub fn runtime_shape(&self, limits: DecoderLimits, pool_rows: usize) -> RuntimeShape {
         RuntimeShape {
             geometry: self.geometry(),
             q_heads: self.q_heads,
             vocab: self.vocab_size,
             pool_rows,
+            dram_rows: 0,
+            eviction: Eviction::Score,
             max_lanes: limits.max_lanes,
             max_tokens: limits.max_tokens,
             rope: Rope { inv_freq: self.rope.inv_freq.clone(), attention_factor: self.rope.attention_factor },

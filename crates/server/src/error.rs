@@ -72,6 +72,7 @@ impl ApiError {
         match refusal {
             Refusal::PromptTooLong { .. } => Self::invalid(prompt, message).code("context_length_exceeded"),
             Refusal::NeverFits { .. } => Self::invalid(prompt, message).code("kv_memory_exceeded"),
+            Refusal::NeverFitsDram { .. } => Self::invalid(prompt, message).code("host_memory_exceeded"),
             Refusal::TooManyChoices { .. } => Self::invalid("n", message),
             Refusal::UnknownToken { field, .. } => {
                 Self::invalid(if *field == "the prompt" { prompt } else { field }, message)

@@ -85,6 +85,7 @@ impl Company {
             first: FirstInput::Sampled,
             kv_rows: kv_rows[..geometry::pages(prompt.len())].to_vec(),
             summary_rows: summary_rows.clone(),
+            cache_rows: Vec::new(),
             sampling: Sampling { top_logprobs: 2, ..Sampling::default() },
             prompt: Vec::new(),
             mask: None,
@@ -128,7 +129,7 @@ impl Company {
     /// Launches a step of the sequences from `first` on.
     fn launch(&mut self, first: usize) -> Ticket {
         let algorithms = self.sequences.iter().fold(AlgorithmSet::default(), |set, one| set.with(one.algorithm));
-        let key = StepKey { bucket: self.sequences.len(), algorithms, measure_mass: false };
+        let key = StepKey { bucket: self.sequences.len(), algorithms, measure_mass: false, retrieves: false };
         let mut input = StepInput::default();
         for sequence in &mut self.sequences[first..] {
             input.active.push(sequence.lane);

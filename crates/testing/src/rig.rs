@@ -1,8 +1,9 @@
 //! A model on a backend with an engine around it, and a whole answer as one value.
 
 use backend::cpu::{CpuBackend, CpuOptions};
-use backend::{Backend, Sampling};
+use backend::{Backend, RuntimeShape, Sampling};
 use engine::{Attention, CostModel, Engine, EngineConfig, Event, FinishReason, Request, Source, TextFactory};
+use kv::bucketed_lru::Eviction;
 use kv::{Selection, TokenId};
 use model::{Decoder, DecoderLimits, Opened};
 use std::sync::Arc;
@@ -26,6 +27,10 @@ pub struct RigOptions {
     pub limits: DecoderLimits,
     /// Rows of the pool.
     pub pool_rows: usize,
+    /// Rows of host memory behind it.
+    pub dram_rows: usize,
+    /// Which cached pages go first.
+    pub eviction: Eviction,
     /// Seconds of a prefill unit.
     pub unit_seconds: f64,
     /// Share of decode while prompts are read.
@@ -38,7 +43,8 @@ impl RigOptions {
         let limits = DecoderLimits { max_lanes: lanes, max_tokens, prefill_tokens: max_tokens.min(32_768) };
         let pool_rows = (lanes + 1) * (kv::geometry::pages(max_tokens) * 5 / 4 + 8);
         let (cpu, cost) = (CpuOptions::default(), CostModel::conservative);
-        RigOptions { cpu, cost, limits, pool_rows, unit_seconds: 0.05, decode_share: 0.5 }
+        let eviction = Eviction::Score;
+        RigOptions { cpu, cost, limits, pool_rows, dram_rows: 0, eviction, unit_seconds: 0.05, decode_share: 0.5 }
     }
 
     /// The same for a GPU.
@@ -81,15 +87,18 @@ impl Rig {
         let (config, limits) = (opened.config(), options.limits);
         let decoder = Decoder::load(backend, &opened.checkpoint, limits, &mut |_, _| ()).expect("it loads");
         let decoder = Arc::new(decoder);
-        let runtime = backend.runtime(&config.runtime_shape(limits, options.pool_rows)).expect("the runtime fits");
+        let RigOptions { pool_rows, dram_rows, eviction, .. } = options;
+        let shape = RuntimeShape { dram_rows, eviction, ..config.runtime_shape(limits, pool_rows) };
+        let runtime = backend.runtime(&shape).expect("the runtime fits");
         let row_bytes = config.geometry().row_bytes() as u64;
         let engine_config = EngineConfig {
             max_lanes: limits.max_lanes,
             prefill_tokens: limits.prefill_tokens,
             unit_seconds: options.unit_seconds,
             decode_share: options.decode_share,
+            dram_rows,
             cost: (options.cost)(config.layer_parameters(), config.q_columns()),
-            ..EngineConfig::new(options.pool_rows, row_bytes, limits.max_tokens, config.vocab_size)
+            ..EngineConfig::new(pool_rows, row_bytes, limits.max_tokens, config.vocab_size)
         };
         let algorithms = decoder.algorithms().specs().all().to_vec();
         Rig { engine: Engine::start(runtime, decoder.clone(), algorithms, texts, engine_config), decoder }

@@ -124,7 +124,7 @@ impl SimulatorConfig {
     }
 
     fn parts(&self) -> (Arc<Device>, Arc<FakeRuntime>, Arc<FakeForward>) {
-        let (rows, lanes) = (self.engine.pool_rows, self.engine.max_lanes);
+        let (rows, lanes) = ([self.engine.pool_rows, self.engine.dram_rows], self.engine.max_lanes);
         let device = Arc::new(Device::new(rows, self.layers, lanes, self.costs, self.seed));
         let runtime = Arc::new(FakeRuntime::new(device.clone(), self.steps_in_flight, self.lost_after));
         let forward = Arc::new(FakeForward::new(device.clone()));
@@ -251,6 +251,8 @@ impl Simulation {
         assert_eq!(metrics.free_rows + metrics.cached_rows, metrics.pool_rows, "rows leak: {metrics:?}");
         assert_eq!((metrics.reserved_rows, metrics.held_sequences, metrics.waiting_requests), (0, 0, 0), "{metrics:?}");
         assert_eq!(metrics.lanes_free, metrics.lanes, "lanes leak: {metrics:?}");
+        let dram = (metrics.dram_free_rows, metrics.dram_reserved_rows);
+        assert_eq!(dram, (metrics.dram_rows, 0), "rows of host memory leak: {metrics:?}");
     }
 
     fn check_integrity(&self) {

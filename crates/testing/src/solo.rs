@@ -108,7 +108,12 @@ impl Solo {
     /// # Panics
     /// The device is lost.
     pub fn step(&mut self, forced: Option<TokenId>, measure_mass: bool) -> LaneOutput {
-        let key = StepKey { bucket: 1, algorithms: AlgorithmSet::default().with(self.algorithm), measure_mass };
+        let key = StepKey {
+            bucket: 1,
+            algorithms: AlgorithmSet::default().with(self.algorithm),
+            measure_mass,
+            retrieves: false,
+        };
         let mut input = StepInput { active: vec![LANE], ..StepInput::default() };
         input.forced.extend(forced.map(|token| (LANE, token)));
         let page = self.len / kv::PAGE_TOKENS;
@@ -131,6 +136,7 @@ impl Solo {
             first,
             kv_rows: self.kv_rows[..geometry::pages(self.len)].to_vec(),
             summary_rows: self.summary_rows.clone(),
+            cache_rows: Vec::new(),
             sampling,
             prompt: Vec::new(),
             mask: None,

@@ -4,7 +4,7 @@ use engine::{AbortReason, Event, Feed, FinishReason, Metrics, Progress, Request,
 use kv::{SequenceId, TokenId};
 use std::collections::{BTreeMap, BTreeSet};
 use testing::constraints::{Fixed, Residue, Turns};
-use testing::simulator::{Noise, Simulation, SimulatorConfig, attention, complete, letter, naive, prompt};
+use testing::simulator::{Noise, Simulation, SimulatorConfig, attention, complete, naive, prompt};
 
 /// What is expected of a request.
 struct Expected {
@@ -29,6 +29,8 @@ struct Day {
     /// Texts that later prompts may begin with.
     texts: Vec<Vec<TokenId>>,
     refused: usize,
+    /// Whether all prompts may be long, and not every fourth.
+    long_prompts: bool,
 }
 
 fn config(seed: u64) -> SimulatorConfig {
@@ -57,14 +59,25 @@ impl Day {
             parents: Vec::new(),
             texts: Vec::new(),
             refused: 0,
+            long_prompts: false,
         }
+    }
+
+    /// A day with long prompts, a small pool, and host memory behind it, which is sometimes small too.
+    fn pressed(seed: u64) -> Self {
+        let (mut config, mut noise) = (config(seed), Noise(seed ^ 0xdead));
+        config.engine.pool_rows = 25 + noise.below(150);
+        config.engine.dram_rows = if noise.once_in(4) { noise.below(300) } else { 4000 };
+        config.engine.max_lanes = 2 + noise.below(12);
+        config.engine.unit_seconds = [1e-6, 0.001, 0.05][noise.below(3)];
+        Day { simulation: Simulation::new(config), long_prompts: true, ..Day::new(seed) }
     }
 
     /// A random request, and its whole prompt.
     fn request(&mut self) -> (Request, Vec<TokenId>) {
         let noise = &mut self.noise;
         let (algorithm, max_tokens) = (noise.below(4) as u8, noise.below(60));
-        let longest = if noise.once_in(4) { 500 } else { 60 };
+        let longest = if self.long_prompts || noise.once_in(4) { 500 } else { 60 };
         let mut tokens = prompt(noise.number(), 1 + noise.below(longest));
         if !self.texts.is_empty() && noise.once_in(2) {
             // A text again: from its start, up to anywhere, and something new behind it.
@@ -84,6 +97,9 @@ impl Day {
             (Source::Fork { parent: parent.sequence, tokens, feed }, prompt)
         };
         let mut request = Request::new(source, attention(algorithm), max_tokens);
+        if 0 < algorithm && noise.once_in(3) {
+            request.attention.selection.min_context = 150;
+        }
         request.choices = if noise.once_in(3) { 1 + noise.below(4) } else { 1 };
         request.hold = noise.once_in(4);
         request.cache = !noise.once_in(8);
@@ -239,6 +255,18 @@ fn serving_days_leak_nothing_and_give_every_request_its_tokens() {
 }
 
 #[test]
+fn nothing_is_lost_either_where_pages_live_in_host_memory() {
+    let mut moved = [0; 4];
+    for seed in 0..150 {
+        let (_, metrics) = Day::pressed(seed).run();
+        let of_day = [metrics.page_hits_total, metrics.page_misses_total, metrics.offloaded_rows_total];
+        moved.iter_mut().zip(of_day.into_iter().chain([metrics.made_sparse_total])).for_each(|(sum, day)| *sum += day);
+    }
+    let [hits, misses, offloaded, made_sparse] = moved;
+    assert!(10_000 < hits && 10_000 < misses && 5000 < offloaded && 150 < made_sparse, "rows move: {moved:?}");
+}
+
+#[test]
 fn the_same_seed_gives_the_same_trace() {
     for seed in 1000..1005 {
         let (trace, _) = Day::new(seed).run();
@@ -313,374 +341,4 @@ fn decode_gets_its_share() {
     let (_, without) = longest_gap(0.0, 16_384, 32_768);
     let (_, half) = longest_gap(0.5, 16_384, 32_768);
     assert!(1.5 * without < half, "half of the time for decode doubles the prompt's: {without} to {half}");
-}
-
-/// Plans as text. `script` submits and steps; the trace of its steps is compared.
-fn check(config: SimulatorConfig, script: impl Fn(&mut Simulation), expected: &str) {
-    let mut simulation = Simulation::new(config);
-    script(&mut simulation);
-    let trace = simulation.take_trace().join("\n");
-    let expected: Vec<&str> = expected.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    assert_eq!(trace, expected.join("\n"), "\n{trace}\n");
-}
-
-/// Units that take `tokens` tokens of a layer, with costs that are known from the start and never vary.
-fn exact(pool_rows: usize, max_lanes: usize, unit_seconds: f64) -> SimulatorConfig {
-    let mut config = SimulatorConfig::new(pool_rows, max_lanes);
-    config.costs.jitter = 0.0;
-    config.engine.unit_seconds = unit_seconds;
-    config
-}
-
-#[test]
-fn a_short_prompt_is_one_unit() {
-    check(
-        exact(20, 2, 1.0),
-        |simulation| {
-            simulation.submit(complete(prompt(1, 20), 0, 3)).expect("there is room");
-            simulation.run();
-        },
-        "step 1:  s1 layer 0 [0..20) scatter 0 layer 1 [0..20) scatter 1 start lane 0 sample 1
-         step 2:  s1 +1
-         step 3:  s1 +1",
-    );
-}
-
-#[test]
-fn prompts_are_read_however_little_time_a_unit_has() {
-    for max_tokens in [0, 3] {
-        let mut simulation = Simulation::new(exact(60, 4, 1e-9));
-        let of = |seed| complete(prompt(seed, 20), 1, max_tokens);
-        let ids: Vec<_> = (0..4).map(|seed| simulation.submit(of(seed)).expect("there is room")).collect();
-        simulation.run();
-        ids.into_iter().for_each(|id| assert_eq!(simulation.finished(id)[0].reason, FinishReason::Length));
-        simulation.check_empty();
-    }
-}
-
-#[test]
-fn decode_goes_on_between_units_and_a_long_prompt_takes_several_passes() {
-    check(
-        {
-            let mut config = exact(60, 2, 0.001);
-            config.engine.prefill_tokens = 64;
-            config.engine.decode_share = 0.0;
-            config
-        },
-        |simulation| {
-            simulation.submit(complete(prompt(1, 8), 0, 20)).expect("there is room");
-            simulation.submit(complete(prompt(2, 100), 0, 1)).expect("there is room");
-            for _ in 0..12 {
-                simulation.step();
-            }
-            simulation.abort(RequestId(1));
-            simulation.run();
-        },
-        "step 1:  s1 layer 0 [0..8)
-         step 2:  s1 scatter 0
-         step 3:  s1 layer 1 [0..8)
-         step 4:  s1 scatter 1 start lane 0 sample 1
-         step 5:  s2 layer 0 [0..32)  s1 +1
-         step 6:  s2 layer 0 [32..64)  s1 +1
-         step 7:  s2 scatter 0 layer 1 [0..64) scatter 1 gather 0 [0..64)  s1 +1
-         step 8:  s2 layer 0 [64..96)  s1 +1
-         step 9:  s2 layer 0 [96..100) scatter 0 gather 1 [0..64) layer 1 [64..100) scatter 1 \
-         start lane 1 sample 1  s1 +1
-         step 10:  s1 +1
-         step 11:  s1 +1
-         step 12:  s1 +1",
-    );
-}
-
-#[test]
-fn choices_share_the_prompt_and_part_at_its_end() {
-    check(
-        exact(20, 4, 1.0),
-        |simulation| {
-            let mut request = complete(prompt(1, 20), 0, 2);
-            request.choices = 3;
-            simulation.submit(request).expect("there is room");
-            simulation.run();
-        },
-        "step 1:  s1 layer 0 [0..20) scatter 0 layer 1 [0..20) scatter 1 start lane 0  \
-         s2 copy 1 start lane 1  s3 copy 1 start lane 2  s1 sample 3
-         step 2:  s1 +1  s2 +1  s3 +1",
-    );
-}
-
-#[test]
-fn a_fork_indexes_its_parent_once_and_later_forks_share_it() {
-    check(
-        exact(60, 4, 1.0),
-        |simulation| {
-            let mut document = complete(prompt(1, 116), 0, 0);
-            document.hold = true;
-            let document = simulation.submit(document).expect("there is room");
-            simulation.run();
-            let parent = simulation.held(document)[0];
-            let fork = |feed, seed| Source::Fork { parent, tokens: prompt(seed, 3), feed };
-            for seed in 2..4 {
-                let request = Request::new(fork(Feed::Decode, seed), attention(3), 2);
-                simulation.submit(request).expect("there is room");
-            }
-            simulation.run();
-            let request = Request::new(fork(Feed::Prefill, 4), attention(1), 1);
-            simulation.submit(request).expect("there is room");
-            simulation.release(parent);
-            simulation.run();
-            simulation.check_empty();
-        },
-        "step 1:  s1 layer 0 [0..116) scatter 0 layer 1 [0..96)
-         step 2:  s1 layer 1 [96..116) scatter 1
-         step 3:  s2 index s1 layer 0 [0..48) index s1 layer 1 [0..48) copy 1 start lane 0
-         step 4:  s3 copy 1 start lane 1  s2 +1=227
-         step 5:  s2 +1=952  s3 +1=562
-         step 6:  s2 +1  s3 +1=730
-         step 7:  s2 +1  s3 +1
-         step 8:  s3 +1
-         step 9:  s4 index s1 layer 0 [0..80) index s1 layer 1 [0..80) copy 2 gather 0 [0..116) layer 0 [116..119) \
-         scatter 0 gather 1 [0..116) layer 1 [116..119) scatter 1 start lane 0 sample 1",
-    );
-}
-
-#[test]
-fn forced_tokens_come_first() {
-    check(
-        exact(20, 4, 1.0),
-        |simulation| {
-            let mut request = complete(prompt(1, 5), 0, 4);
-            request.forced = vec![7, 8, 9];
-            let id = simulation.submit(request).expect("there is room");
-            simulation.run();
-            let tokens = simulation.tokens(id, 0);
-            assert_eq!(tokens.iter().map(|token| token.token).take(3).collect::<Vec<_>>(), [7, 8, 9]);
-            assert_eq!(
-                tokens.iter().map(|token| token.logprob.is_some()).collect::<Vec<_>>(),
-                [false, true, true, true]
-            );
-        },
-        "step 1:  s1 layer 0 [0..5) scatter 0 layer 1 [0..5) scatter 1 start lane 0
-         step 2:  s1 +1=8
-         step 3:  s1 +1=9
-         step 4:  s1 +1",
-    );
-}
-
-#[test]
-fn special_tokens_have_text_where_it_is_asked_for() {
-    for (skip_special, expected) in [(true, "cb"), (false, "cab")] {
-        let mut simulation = Simulation::new(exact(40, 2, 0.05));
-        let mut request = complete(prompt(1, 10), 0, 3);
-        (request.forced, request.skip_special) = (vec![2, 0, 1], skip_special);
-        let id = simulation.submit(request).expect("there is room");
-        simulation.run();
-        assert_eq!(simulation.text(id, 0), expected);
-    }
-}
-
-#[test]
-fn a_short_prompt_overtakes_a_long_one_that_is_open() {
-    check(
-        {
-            let mut config = exact(200, 3, 0.004);
-            config.layers = 3;
-            config
-        },
-        |simulation| {
-            let long = simulation.submit(complete(prompt(1, 1000), 0, 1)).expect("there is room");
-            for step in 0..6 {
-                if step == 3 {
-                    simulation.submit(complete(prompt(2, 40), 0, 1)).expect("there is room");
-                }
-                simulation.step();
-            }
-            simulation.abort(long);
-            simulation.run();
-        },
-        "step 1:  s1 layer 0 [0..32)
-         step 2:  s1 layer 0 [32..64)
-         step 3:  s1 layer 0 [64..128)
-         step 4:  s2 layer 0 [0..40) scatter 0 layer 1 [0..40) scatter 1
-         step 5:  s2 layer 2 [0..32)
-         step 6:  s2 layer 2 [32..40) scatter 2 start lane 1 sample 1",
-    );
-}
-
-#[test]
-fn a_long_prompt_is_overtaken_but_not_for_ever() {
-    let mut config = SimulatorConfig::new(2000, 8);
-    config.engine.unit_seconds = 0.01;
-    let mut simulation = Simulation::new(config);
-    let long = simulation.submit(complete(prompt(1, 4000), 0, 1)).expect("there is room");
-    let mut seed = 2;
-    while simulation.finished(long).is_empty() {
-        // Always three shorter prompts beside it.
-        while simulation.steps.scheduler.metrics().prefilling_sequences < 4 {
-            simulation.submit(complete(prompt(seed, 400), 0, 1)).expect("there is room");
-            seed += 1;
-        }
-        simulation.step();
-        assert!(seed < 300, "{seed} prompts have overtaken it");
-    }
-    assert!(10 < seed, "shorter prompts go first: {seed}");
-    simulation.run();
-    simulation.check_empty();
-}
-
-#[test]
-fn an_abort_lets_go_what_the_request_holds() {
-    let mut simulation = Simulation::new(SimulatorConfig::new(60, 2));
-    let mut request = complete(prompt(1, 30), 1, 3);
-    (request.hold, request.choices) = (true, 2);
-    let id = simulation.submit(request).expect("there is room");
-    simulation.run();
-    assert_eq!(simulation.held(id).len(), 2);
-    let fork = Source::Fork { parent: simulation.held(id)[0], tokens: vec![1, 2], feed: Feed::Decode };
-    let fork = simulation.submit(Request::new(fork, attention(3), 4)).expect("there is room");
-    simulation.step();
-    simulation.abort(id);
-    simulation.run();
-    assert_eq!(simulation.finished(fork)[0].reason, FinishReason::Length, "a running fork keeps its parent's rows");
-    simulation.check_empty();
-}
-
-#[test]
-fn an_abort_during_prefill_frees_everything_before_the_next_step() {
-    let mut simulation = Simulation::new(exact(60, 2, 0.001));
-    let id = simulation.submit(complete(prompt(1, 300), 1, 20)).expect("there is room");
-    simulation.step();
-    simulation.abort(id);
-    simulation.check_empty();
-    let end = &simulation.finished(id)[0];
-    assert_eq!(end.reason, FinishReason::Aborted(AbortReason::Caller));
-    assert!(!simulation.steps.scheduler.is_busy());
-}
-
-#[test]
-fn a_slow_reader_is_aborted_and_told_so() {
-    let mut simulation = Simulation::new(SimulatorConfig::new(60, 2));
-    let slow = simulation.submit_impatient(complete(prompt(1, 20), 1, 200), 10).expect("there is room");
-    let other = simulation.submit(complete(prompt(2, 20), 1, 200)).expect("there is room");
-    simulation.run();
-    assert_eq!(simulation.finished(slow)[0].reason, FinishReason::Aborted(AbortReason::SlowReader));
-    assert_eq!(simulation.finished(other)[0].reason, FinishReason::Length);
-    simulation.check_empty();
-}
-
-#[test]
-fn a_stop_string_ends_the_text_before_it() {
-    for steps_in_flight in [1, 2] {
-        let mut config = SimulatorConfig::new(60, 2);
-        config.steps_in_flight = steps_in_flight;
-        let mut simulation = Simulation::new(config);
-        let tokens = prompt(3, 20);
-        let whole: String =
-            naive::completion(&tokens, &[], &[], &backend::Sampling::default(), 40).into_iter().map(letter).collect();
-        let stop = whole[10..13].to_string();
-        let mut request = complete(tokens, 0, 40);
-        request.stop_strings = vec![stop.clone()];
-        let id = simulation.submit(request).expect("there is room");
-        simulation.run();
-        let before = &whole[..whole.find(&stop).expect("it was cut from there")];
-        assert_eq!(simulation.text(id, 0), before, "{steps_in_flight} in flight");
-        assert_eq!(simulation.finished(id)[0].reason, FinishReason::StopString);
-        simulation.check_empty();
-    }
-}
-
-#[test]
-fn timings_are_those_of_the_decode_steps() {
-    for steps_in_flight in [1, 2] {
-        let mut config = exact(60, 4, 1.0);
-        config.steps_in_flight = steps_in_flight;
-        let mut simulation = Simulation::new(config);
-        let mut document = complete(prompt(1, 30), 0, 0);
-        document.hold = true;
-        let document = simulation.submit(document).expect("there is room");
-        simulation.run();
-        let parent = simulation.held(document)[0];
-        // Three inputs are fed, so that the third gives the first of two tokens.
-        let fork = Source::Fork { parent, tokens: vec![5, 6, 7], feed: Feed::Decode };
-        let fed = simulation.submit(Request::new(fork, attention(0), 2)).expect("there is room");
-        simulation.run();
-        let own = simulation.submit(complete(prompt(2, 20), 0, 3)).expect("there is room");
-        simulation.run();
-        let [none, fed, own] = [document, fed, own].map(|id| simulation.finished(id)[0].timings);
-        assert_eq!((none.decode_steps, none.decode), (0, 0.0));
-        assert!(0.0 < none.prefill && none.started == none.ended);
-        // A step of one lane takes 4 ms and 0.2 ms.
-        for (timings, steps) in [(fed, 4), (own, 2)] {
-            assert_eq!(timings.decode_steps, steps);
-            assert_eq!(timings.decode, timings.ended - timings.started);
-            // The made-up device works when it is asked to: the first of two steps in flight is seen to take nothing.
-            let least = (steps + 1 - steps_in_flight) as f64 * 4.2e-3;
-            let error = timings.decode - least;
-            assert!((-1e-9..1e-3).contains(&error), "{steps_in_flight} in flight: {timings:?}");
-        }
-        assert!(none.ended <= fed.started && fed.ended <= own.started, "one clock");
-        assert!(0.0 < own.prefill);
-    }
-}
-
-#[test]
-fn answers_say_what_ran() {
-    let mut simulation = Simulation::new(SimulatorConfig::new(200, 4));
-    let mut short = complete(prompt(1, 100), 3, 3);
-    short.attention.selection.min_context = 2048;
-    let ids = [
-        short,
-        complete(prompt(2, 500), 3, 3),
-        complete(prompt(3, 50), 0, 3),
-        complete(prompt(4, 60), 3, 3),
-        complete(prompt(5, 500), 3, 1),
-        complete(prompt(5, 300), 0, 0),
-    ]
-    .map(|request| simulation.submit(request).expect("there is room"));
-    simulation.run();
-    let said = ids.map(|id| simulation.finished(id)[0].attention.to_string());
-    assert_eq!(said[0], "dense: below min-context (102 tokens)");
-    assert_eq!(said[1], "sketch at 10.00 %: 118 of 502 tokens exact");
-    assert_eq!(said[2], "dense (52 tokens)");
-    assert_eq!(said[3], "dense: sink and window hold all 62 tokens");
-    assert_eq!(said[4], "dense: only the prompt was read (500 tokens)");
-    assert_eq!(said[5], "dense: only the prompt was read (300 tokens)");
-    let read = ids.map(|id| simulation.finished(id)[0].attention.kv_bytes);
-    assert_eq!(read, [10_200, 118 * 100 + 9 * 20 + 48 * 3, 5_200, 6_200, 0, 0], "exact tokens, 9 groups, 48 pages");
-
-    let mut simulation = Simulation::new(SimulatorConfig::new(200, 1));
-    simulation.submit(complete(prompt(1, 10), 3, 100)).expect("there is room");
-    let waits = simulation.submit(complete(prompt(2, 10), 3, 100)).expect("there is room");
-    simulation.abort(waits);
-    assert_eq!(simulation.finished(waits)[0].attention.to_string(), "nothing ran");
-    simulation.run();
-}
-
-#[test]
-fn fed_tokens_count_as_context() {
-    let mut simulation = Simulation::new(SimulatorConfig::new(200, 4));
-    let mut document = complete(prompt(1, 300), 0, 0);
-    document.hold = true;
-    let document = simulation.submit(document).expect("there is room");
-    simulation.run();
-    let fork = Source::Fork { parent: simulation.held(document)[0], tokens: prompt(2, 20), feed: Feed::Decode };
-    let fork = simulation.submit(Request::new(fork, attention(3), 4)).expect("there is room");
-    simulation.run();
-    let used = simulation.finished(fork)[0].attention;
-    assert_eq!(used.context_tokens, 323);
-    assert_eq!(Some(used.exact_tokens), simulation.tokens(fork, 0)[3].exact_tokens);
-}
-
-#[test]
-fn stop_strings_wait_for_min_tokens() {
-    let tokens = prompt(3, 20);
-    let whole: String =
-        naive::completion(&tokens, &[], &[], &backend::Sampling::default(), 12).into_iter().map(letter).collect();
-    let mut simulation = Simulation::new(SimulatorConfig::new(60, 2));
-    let mut request = complete(tokens, 0, 12);
-    request.stop_strings = vec![whole[2..4].to_string(), whole[8..10].to_string()];
-    request.sampling.min_tokens = 10;
-    let id = simulation.submit(request).expect("there is room");
-    simulation.run();
-    assert_eq!(simulation.text(id, 0), whole[..8], "{whole}");
-    assert_eq!(simulation.finished(id)[0].reason, FinishReason::StopString);
 }

@@ -78,6 +78,8 @@ fn runtime(backend: &CpuBackend, geometry: Geometry, q_heads: usize, rows: usize
         q_heads,
         vocab: 512,
         pool_rows: rows,
+        dram_rows: 0,
+        eviction: kv::bucketed_lru::Eviction::Score,
         max_lanes: 1,
         max_tokens: tokens,
         rope: Rope { inv_freq, attention_factor: 1.0 },
@@ -125,6 +127,8 @@ fn prefill(backend: &CpuBackend, head_dim: usize, group: usize, first: usize, n:
         q_heads,
         vocab: 1,
         pool_rows: 1,
+        dram_rows: 0,
+        eviction: kv::bucketed_lru::Eviction::Score,
         max_lanes: 1,
         max_tokens: first + n,
         rope: Rope { inv_freq: Vec::new(), attention_factor: 1.0 },
@@ -170,6 +174,7 @@ fn start(runtime: &Arc<dyn Runtime>, tokens: usize, stride: usize, rows: usize) 
         first: backend::FirstInput::Prompt { token: 1, outputs: 0 },
         kv_rows: (0..geometry::pages(tokens)).map(row).collect(),
         summary_rows: Vec::new(),
+        cache_rows: Vec::new(),
         sampling: Sampling::default(),
         prompt: Vec::new(),
         mask: None,
@@ -177,7 +182,12 @@ fn start(runtime: &Arc<dyn Runtime>, tokens: usize, stride: usize, rows: usize) 
 }
 
 fn key() -> StepKey {
-    StepKey { bucket: 1, algorithms: AlgorithmSet::default().with(AlgorithmId(0)), measure_mass: false }
+    StepKey {
+        bucket: 1,
+        algorithms: AlgorithmSet::default().with(AlgorithmId(0)),
+        measure_mass: false,
+        retrieves: false,
+    }
 }
 
 /// How a sequence's rows lie in the pool.

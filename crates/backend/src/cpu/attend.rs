@@ -566,6 +566,8 @@ mod tests {
             q_heads,
             vocab: 1,
             pool_rows: ROWS,
+            dram_rows: 0,
+            eviction: kv::bucketed_lru::Eviction::Score,
             max_lanes: 1,
             max_tokens: ROWS * PAGE_TOKENS,
             rope: Rope { inv_freq: Vec::new(), attention_factor: 1.0 },
@@ -616,7 +618,7 @@ mod tests {
         let queries: Vec<f32> = (0..heads * D).map(|i| (i as f32 * 0.569_84).fract() * 6.0 - 3.0).collect();
         // SAFETY: no op is running.
         unsafe { activations(&q).part(0..heads * D) }.copy_from_slice(&queries);
-        let key = StepKey { bucket: 1, algorithms: Default::default(), measure_mass: false };
+        let key = StepKey { bucket: 1, algorithms: Default::default(), measure_mass: false, retrieves: false };
         let input = StepInput { active: vec![LaneId(0)], ..StepInput::default() };
         let ticket = rt.launch(key, &input, &mut || {
             attend(rt, AlgorithmId(0), 0, PageSource::PageList, (&q).into(), &out);
@@ -647,6 +649,7 @@ mod tests {
             first: crate::FirstInput::Prompt { token: 0, outputs: 0 },
             kv_rows: vec![RowId(0)],
             summary_rows: Vec::new(),
+            cache_rows: Vec::new(),
             sampling: Sampling::default(),
             prompt: Vec::new(),
             mask: None,

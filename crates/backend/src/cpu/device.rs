@@ -1,6 +1,7 @@
 //! The CPU as a [`Backend`]: memory and weights.
 
 use super::array::Array;
+use super::retrieve::SlotStates;
 use super::rope::RopeTable;
 use super::runtime::CpuRuntime;
 use super::simd::Isa;
@@ -107,7 +108,13 @@ impl Backend for CpuBackend {
 
     fn runtime_plan(&self, shape: &RuntimeShape) -> Vec<MemoryUse> {
         let pool = (shape.pool_rows * shape.geometry.row_bytes()) as u64;
-        vec![MemoryUse { name: "KV pool", bytes: pool }, Workspace::plan(shape), RopeTable::plan(shape)]
+        let mut plan = vec![MemoryUse { name: "KV pool", bytes: pool }, Workspace::plan(shape), RopeTable::plan(shape)];
+        if 0 < shape.dram_rows {
+            let dram = (shape.dram_rows * shape.geometry.row_bytes()) as u64;
+            plan.push(MemoryUse { name: "host memory for KV", bytes: dram });
+            plan.push(SlotStates::plan(shape));
+        }
+        plan
     }
 
     fn runtime(&self, shape: &RuntimeShape) -> Result<Arc<dyn Runtime>, BackendError> {

@@ -1,7 +1,8 @@
 //! Per-lane state: what a CUDA backend keeps in device arrays.
 
 use crate::{
-    AlgorithmId, FirstInput, LaneOutput, LaneStart, RowDelta, RowTableKind, Sampling, StepInput, TokenMask, TokenScore,
+    AlgorithmId, FirstInput, HomeDelta, LaneOutput, LaneStart, Retrieved, RowDelta, RowTableKind, Sampling, StepInput,
+    TokenMask, TokenScore,
 };
 use kv::{LaneId, RowId, Selection, TokenId};
 
@@ -23,6 +24,10 @@ pub struct Lane {
     pub kv_rows: Vec<RowId>,
     /// Summary row table.
     pub summary_rows: Vec<RowId>,
+    /// Slots for pages at home in host memory; none of a fully resident sequence.
+    pub cache_rows: Vec<RowId>,
+    /// What became of the selected ones of them in the step in work.
+    pub retrieved: Retrieved,
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// Occurrences in the completion, by token id; empty where no penalty needs them.
@@ -94,6 +99,8 @@ impl Lanes {
             mask: start.mask.clone(),
             kv_rows: start.kv_rows.clone(),
             summary_rows: start.summary_rows.clone(),
+            cache_rows: start.cache_rows.clone(),
+            retrieved: Retrieved::default(),
             sampling: start.sampling.clone(),
             counts: if penalised { vec![0; vocab] } else { Vec::new() },
             in_prompt,
@@ -121,6 +128,9 @@ impl Lanes {
             assert_eq!(*index, rows.len(), "rows join a table at its end");
             rows.push(*row);
         }
+        for HomeDelta { lane, page, row } in &input.moves {
+            self.lane_mut(*lane).kv_rows[*page] = *row;
+        }
         for (lane, token) in &input.forced {
             self.lane_mut(*lane).forced = Some(*token);
         }
@@ -131,6 +141,7 @@ impl Lanes {
             let lane = self.lane_mut(*lane);
             lane.len += 1;
             lane.mass = (0.0, 0);
+            lane.retrieved = Retrieved::default();
         }
         self.active.clone_from(&input.active);
         self.output.clear();

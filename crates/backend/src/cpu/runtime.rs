@@ -2,6 +2,7 @@
 
 use super::array::Array;
 use super::lanes::Lanes;
+use super::retrieve::{self, SlotStates};
 use super::rope::RopeTable;
 use super::simd::Isa;
 use super::threads::Threads;
@@ -10,11 +11,13 @@ use super::workspace::Workspace;
 use super::{attend, attention_mass, elementwise, estimate, gemm, group_reduce, merge, pool_mean};
 use super::{prefill_attend, qkv_append, rotate_code, sample, score_codes, score_dot, score_tokens, staging, topk};
 use crate::{
-    AlgorithmId, BackendError, Batch, Buffer, EstimateSource, HeadNorms, IndexUnits, Inspect, KvTarget, LaneStart,
-    PageSource, Partial, Rotations, RowCopy, Runtime, RuntimeShape, SampleTarget, StepInput, StepKey, StepOutput,
-    Ticket, TokenSource, VectorSummary, View, Weight,
+    AlgorithmId, BackendError, Batch, Buffer, CacheChange, EstimateSource, HeadNorms, IndexUnits, Inspect, KvTarget,
+    LaneStart, PageSource, Partial, Rotations, RowCopy, Runtime, RuntimeShape, SampleTarget, StepInput, StepKey,
+    StepOutput, Ticket, TokenSource, VectorSummary, View, Weight,
 };
-use kv::{LaneId, PAGE_TOKENS, PageEntry, RowId, TokenId};
+use kv::bucketed_lru::Tag;
+use kv::geometry::ELEMENT_BYTES;
+use kv::{LaneId, PAGE_TOKENS, PageEntry, RowId, Tier, TokenId};
 use std::ops::Range;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -28,6 +31,10 @@ pub struct CpuRuntime {
     pub isa: Isa,
     /// `[rows][layers][kv_heads]` frames: K `[8][head_dim]`, then V, bf16 (or a summary frame).
     pub pool: Array<u16>,
+    /// Host memory behind the pool, rows of the same form.
+    pub dram: Array<u16>,
+    /// What the pool's frames hold as slots.
+    pub slots: SlotStates,
     /// Scratch between ops.
     pub work: Workspace,
     /// Cosines and sines of every position.
@@ -48,9 +55,11 @@ impl CpuRuntime {
                 supported: "multiples of 16 up to 256",
             });
         }
-        let frames = shape.pool_rows * shape.geometry.layers * shape.geometry.kv_heads;
+        let row = shape.geometry.row_bytes() / ELEMENT_BYTES;
         Ok(CpuRuntime {
-            pool: Array::zeros("the KV pool", frames * shape.geometry.frame_elements())?,
+            pool: Array::zeros("the KV pool", shape.pool_rows * row)?,
+            dram: Array::zeros("host memory for KV", shape.dram_rows * row)?,
+            slots: SlotStates::new(shape)?,
             work: Workspace::new(shape)?,
             rope: RopeTable::new(&shape.rope, shape.max_tokens + 1),
             lanes: RwLock::new(Lanes::new(shape.max_lanes)),
@@ -88,7 +97,7 @@ impl CpuRuntime {
         let len = self.shape.geometry.frame_elements();
         let at = self.shape.geometry.frame(row, layer, head) * len;
         // SAFETY: whoever writes a frame has promised `frame_mut` that nobody reads it.
-        unsafe { self.pool.slice(at..at + len) }
+        unsafe { self.tier(row).slice(at..at + len) }
     }
 
     /// A frame, to write.
@@ -100,7 +109,15 @@ impl CpuRuntime {
         let len = self.shape.geometry.frame_elements();
         let at = self.shape.geometry.frame(row, layer, head) * len;
         // SAFETY: exclusive by the caller's promise.
-        unsafe { self.pool.part(at..at + len) }
+        unsafe { self.tier(row).part(at..at + len) }
+    }
+
+    /// The tier that a row is in.
+    fn tier(&self, row: RowId) -> &Array<u16> {
+        match row.tier() {
+            Tier::Pool => &self.pool,
+            Tier::Dram => &self.dram,
+        }
     }
 }
 
@@ -139,6 +156,7 @@ pub fn vector(weight: &Weight) -> &[f32] {
 
 impl Runtime for CpuRuntime {
     fn start_lane(&self, start: &LaneStart) {
+        self.slots.join(&self.shape, start.cache_rows.iter().map(|row| (*row, None)));
         self.lanes_mut().start(start, self.shape.vocab);
     }
 
@@ -148,9 +166,18 @@ impl Runtime for CpuRuntime {
             assert_ne!(source, target, "a row is copied to another");
             let range = |row: RowId| row.at() * len..(row.at() + 1) * len;
             // SAFETY: ops run one at a time, and source and target differ.
-            let (source, target) = unsafe { (self.pool.slice(range(*source)), self.pool.part(range(*target))) };
+            let (source, target) =
+                unsafe { (self.tier(*source).slice(range(*source)), self.tier(*target).part(range(*target))) };
             target.copy_from_slice(source);
         }
+    }
+
+    fn change_cache(&self, change: &CacheChange) {
+        retrieve::change_cache(self, change);
+    }
+
+    fn dram_rows(&self) -> usize {
+        self.shape.dram_rows
     }
 
     fn enqueue(&self, record: &mut (dyn FnMut() + Send)) {
@@ -229,6 +256,14 @@ impl Runtime for CpuRuntime {
         staging::gather_layer(self, staging, layer, tokens, kv_rows);
     }
 
+    fn resolve(&self, algorithm: AlgorithmId, layer: usize) {
+        retrieve::resolve(self, algorithm, layer);
+    }
+
+    fn retrieve(&self, _algorithm: AlgorithmId, layer: usize) {
+        retrieve::retrieve(self, layer);
+    }
+
     fn attend(&self, algorithm: AlgorithmId, layer: usize, source: PageSource, q: View<'_>, out: &Partial) {
         attend::attend(self, algorithm, layer, source, q, out);
     }
@@ -301,6 +336,11 @@ impl Inspect for CpuRuntime {
         for (element, pair) in frame.iter_mut().zip(bytes.chunks_exact(2)) {
             *element = u16::from_le_bytes([pair[0], pair[1]]);
         }
+    }
+
+    fn read_tags(&self, lane: LaneId, layer: usize, head: usize) -> Vec<Tag> {
+        let lanes = self.lanes();
+        lanes.lane(lane).cache_rows.iter().map(|row| self.slots.tag(&self.shape, layer, head, *row)).collect()
     }
 
     fn read_page_list(&self, lane: LaneId, head: usize) -> Vec<PageEntry> {

@@ -74,6 +74,7 @@ fn choose(rt: &CpuRuntime, id: LaneId, lane: &Lane, logits: &[f32], scratch: &mu
         logprob,
         top: top.into_iter().map(|(token, x)| (token, x - log_sum)).collect(),
         exact_tokens: 0,
+        retrieved: lane.retrieved,
         attention_mass: (lane.mass.1 > 0).then(|| (lane.mass.0 / lane.mass.1 as f64) as f32),
     }
 }

@@ -1,4 +1,8 @@
 //! Who may begin: a request is admitted in arrival order, when the rows to its end and its lanes are there.
+//!
+//! With room for all of its pages it is fully resident. Otherwise, where its steps select and host memory has room for
+//! its pages, it is admitted with its working set: summaries, sink, window, tail, and cache rows. Where there is no
+//! room for that either, those that run give some (`residency`), and it waits until they have.
 
 use super::{Notice, Scheduler};
 use crate::prefill::{ParentIndex, Prefill, PrefillShape};
@@ -6,7 +10,8 @@ use crate::request::{Refusal, Request, RequestId, Source};
 use crate::sequence::{Phase, Sequence};
 use crate::{EngineConfig, PROMPT_LOGPROBS_MAX};
 use backend::AlgorithmId;
-use kv::{Demand, Indexing, LaneId, Reservation, SequenceId, SequenceKv, SummaryKey, TokenId};
+use kv::budget::{self, BETA_FLOOR, Room};
+use kv::{Demand, Indexing, LaneId, Promise, Reservation, Residence, SequenceId, SequenceKv, SummaryKey, TokenId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -18,9 +23,32 @@ struct Needs {
     parent_rows: usize,
 }
 
+/// Rows reserved for a whole request.
+struct Reserved {
+    needs: Needs,
+    pool: Reservation,
+    dram: Reservation,
+    /// Cache rows of each choice, among those of the pool.
+    slots: usize,
+}
+
 impl Needs {
+    /// Rows of the pool, without cache rows.
     fn rows(&self) -> usize {
-        self.demand.total() + self.parent_rows
+        self.demand.total().pool() + self.parent_rows
+    }
+
+    /// Pages that the steps of all choices select at most.
+    fn selected(&self) -> usize {
+        self.demand.choices * self.demand.selected_most()
+    }
+
+    /// Rows of the pool with the fewest cache rows.
+    fn rows_least(&self) -> usize {
+        match self.demand.residence {
+            Residence::Full => self.rows(),
+            Residence::Sparse => self.rows() + budget::slots(self.selected(), BETA_FLOOR),
+        }
     }
 }
 
@@ -30,19 +58,46 @@ impl Scheduler {
     pub(super) fn admit_waiting(&mut self) {
         while let Some(&head) = self.waiting.front() {
             let request = self.requests[&head].request.clone();
-            if self.lanes_free() < lanes(&request) || self.parent_is_busy(&request) {
+            if self.lanes_free() < lanes(&request) || self.parent_is_busy(&request) || self.makes_room() {
                 return;
             }
             // Shared first, so that making room leaves these rows alone.
             let shared = self.share_prefix(&request);
-            let needs = self.needs(&request, Some(&shared));
-            let Ok(promise) = self.prefixes.reserve(needs.rows(), &mut self.rows) else {
-                return shared.release(&mut self.rows);
+            let Some(reserved) = self.reserve_rows(&request, &shared) else {
+                return shared.release(&mut self.tiers);
             };
             self.waiting.pop_front();
             self.admitted.push(head);
-            self.admit(head, &request, &needs, shared, promise);
+            self.admit(head, &request, reserved, shared);
         }
+    }
+
+    /// The rows of a request, or room is being made for them, or it has to wait.
+    fn reserve_rows(&mut self, request: &Request, shared: &SequenceKv) -> Option<Reserved> {
+        let needs = self.needs(request, Some(shared), Residence::Full);
+        if let Ok(pool) = self.prefixes.reserve(needs.rows(), &mut self.tiers.pool) {
+            return Some(Reserved { needs, pool, dram: Reservation::default(), slots: 0 });
+        }
+        let needs = match needs.demand.selects() && 0 < self.config.dram_rows {
+            true => self.needs(request, Some(shared), Residence::Sparse),
+            false => needs,
+        };
+        let dram = self.tiers.dram.reserve(needs.demand.total().dram).ok()?;
+        let (ids, stakes) = self.stakes();
+        let free = self.tiers.pool.available() + self.tiers.pool.spare();
+        let selected = if needs.demand.residence == Residence::Sparse { needs.selected() } else { 0 };
+        match budget::make_room(free, needs.rows(), selected, &stakes) {
+            Room::Now { slots } => {
+                let slots = slots / needs.demand.choices;
+                let wanted = needs.rows() + needs.demand.choices * slots;
+                let pool = self.prefixes.reserve(wanted, &mut self.tiers.pool).expect("spare rows are given up");
+                return Some(Reserved { needs, pool, dram, slots });
+            }
+            Room::After(changes) => self.press(&ids, changes),
+            Room::Later => {}
+        }
+        self.tiers.dram.give_back(dram);
+        None
     }
 
     /// The prompt that the prefix cache is asked about: not one of which every token is scored.
@@ -62,8 +117,8 @@ impl Scheduler {
     fn share_prefix(&mut self, request: &Request) -> SequenceKv {
         let indexing = self.indexing(request);
         match self.asked_prompt(request) {
-            Some(prompt) => self.prefixes.share(prompt, indexing, &mut self.rows),
-            None => SequenceKv::new(Reservation::default(), indexing),
+            Some(prompt) => self.prefixes.share(prompt, indexing, &mut self.tiers),
+            None => SequenceKv::new(Residence::Full, indexing),
         }
     }
 
@@ -87,9 +142,11 @@ impl Scheduler {
         let head = &self.requests[self.waiting.front()?].request;
         let rests = self.sequences.values().all(|sequence| matches!(sequence.phase, Phase::Held));
         let EngineConfig { pool_rows, row_bytes, .. } = self.config;
-        let wanted_rows = self.needs(head, None).rows();
-        let held_rows = pool_rows - self.rows.available() - self.rows.spare();
-        (rests && self.retiring.is_empty()).then_some(Refusal::HeldRows {
+        let wanted_rows = self.least_needs(head).rows_least();
+        let held_rows = pool_rows - self.tiers.pool.available() - self.tiers.pool.spare();
+        // Host memory that is still being made is room to come.
+        let grows = self.tiers.dram.total() < self.config.dram_rows;
+        (rests && !grows && self.retiring.is_empty()).then_some(Refusal::HeldRows {
             wanted_rows,
             held_rows,
             pool_rows,
@@ -140,12 +197,27 @@ impl Scheduler {
             return Err(Refusal::TooManyChoices { choices: request.choices, max_lanes });
         }
         // A parent's rows stay where they are while the fork runs, so they count as well.
-        let held = request.parent().map_or(0, |parent| self.sequences[&parent].kv.tables().map(|t| t.len()).sum());
-        let wanted_rows = self.needs(request, None).rows() + held;
+        let held = request.parent().map(|parent| self.sequences[&parent].kv.rows_by_kind()).unwrap_or_default();
+        let needs = self.least_needs(request);
+        let wanted_rows = needs.rows_least() + held.kv + held.summary;
         if pool_rows < wanted_rows {
             return Err(Refusal::NeverFits { wanted_rows, pool_rows, row_bytes });
         }
+        let (wanted_rows, dram_rows) = (needs.demand.total().dram + held.dram, self.config.dram_rows);
+        if dram_rows < wanted_rows {
+            return Err(Refusal::NeverFitsDram { wanted_rows, dram_rows, row_bytes });
+        }
         Ok(())
+    }
+
+    /// What a request needs at least, alone: its working set where its pages can be in host memory.
+    fn least_needs(&self, request: &Request) -> Needs {
+        let full = self.needs(request, None, Residence::Full);
+        if full.rows() <= self.config.pool_rows || !full.demand.selects() || self.config.dram_rows == 0 {
+            return full;
+        }
+        let sparse = self.needs(request, None, Residence::Sparse);
+        if sparse.rows_least() < full.rows() { sparse } else { full }
     }
 
     /// Tokens of a completion, as far as the context leaves room.
@@ -167,7 +239,7 @@ impl Scheduler {
     }
 
     /// What a request reserves beside the rows that it shares.
-    fn needs(&self, request: &Request, shared: Option<&SequenceKv>) -> Needs {
+    fn needs(&self, request: &Request, shared: Option<&SequenceKv>, residence: Residence) -> Needs {
         let parent_tokens = self.prefix(request);
         let prompt = parent_tokens + request.tokens().len();
         let prefix = parent_tokens + shared.map_or(0, SequenceKv::len);
@@ -176,13 +248,16 @@ impl Scheduler {
             Some(_) => indexing.indexed_tokens(prefix),
             None => shared.map_or(0, |shared| shared.indexed(indexing.key)),
         });
+        let in_dram = |parent| self.sequences[&parent].kv.pages_in_dram();
         let demand = Demand {
             prefix,
+            prefix_cached: request.parent().map_or(0..0, in_dram),
             indexed,
             start: if request.feeds_by_decode() { prefix } else { prompt },
             end: prompt + self.completion_max(request) + 1,
             choices: request.choices,
             indexing,
+            residence,
         };
         let parent = request.parent().zip(demand.indexing).map(|(parent, indexing)| {
             let from = self.sequences[&parent].kv.indexed(indexing.key);
@@ -201,19 +276,13 @@ impl Scheduler {
         })
     }
 
-    fn admit(
-        &mut self,
-        id: RequestId,
-        request: &Arc<Request>,
-        needs: &Needs,
-        mut shared: SequenceKv,
-        mut promise: Reservation,
-    ) {
+    fn admit(&mut self, id: RequestId, request: &Arc<Request>, reserved: Reserved, mut shared: SequenceKv) {
+        let Reserved { needs, mut pool, mut dram, slots } = reserved;
         if let Some(part) = needs.parent {
             let parent = self.sequences.get_mut(&part.parent).expect("a waiting fork's parent is held");
-            let mut rows = promise.split(needs.parent_rows);
-            parent.kv.add_summary_rows(needs.demand.prefix, &part.indexing, &mut self.rows, &mut rows);
-            self.rows.give_back(rows);
+            let mut rows = pool.split(needs.parent_rows);
+            parent.kv.add_summary_rows(needs.demand.prefix, &part.indexing, &mut self.tiers, &mut rows);
+            self.tiers.pool.give_back(rows);
         }
         let prefill = Box::new(Prefill::new(PrefillShape {
             layers: self.layers,
@@ -230,14 +299,16 @@ impl Scheduler {
             self.totals.prefix_queried += prompt.len() as u64;
             self.totals.prefix_hits += shared.len() as u64;
         }
-        shared.promise(promise.split(needs.demand.first().total()));
-        self.add_sequence(id, request, 0, needs, shared, Phase::Prefilling(prefill));
+        let residence = needs.demand.residence;
+        shared.promise(Promise::split(&mut pool, &mut dram, needs.demand.first(), slots), residence);
+        self.add_sequence(id, request, 0, &needs, shared, Phase::Prefilling(prefill));
         for choice in 1..request.choices as u32 {
-            let further = promise.split(needs.demand.further().total());
-            let kv = SequenceKv::new(further, needs.demand.indexing);
-            self.add_sequence(id, request, choice, needs, kv, Phase::Following);
+            let mut kv = SequenceKv::new(residence, needs.demand.indexing);
+            kv.promise(Promise::split(&mut pool, &mut dram, needs.demand.further(), slots), residence);
+            self.add_sequence(id, request, choice, &needs, kv, Phase::Following);
         }
-        self.rows.give_back(promise);
+        self.tiers.pool.give_back(pool);
+        self.tiers.dram.give_back(dram);
     }
 
     fn add_sequence(

@@ -227,6 +227,10 @@ impl Scheduler {
             if let Some(running) = self.sequences.get_mut(&id).and_then(|sequence| sequence.running_mut()) {
                 running.count_step(span);
             }
+            self.totals.retrieved += output.retrieved;
+            if let Some(running) = self.sequences.get_mut(&id).and_then(|sequence| sequence.running_mut()) {
+                running.retrieved += output.retrieved;
+            }
             self.accept(id, output.into(), notices);
         }
     }

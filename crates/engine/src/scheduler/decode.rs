@@ -4,8 +4,8 @@ use super::Scheduler;
 use super::constrain::{Leave, leave};
 use crate::plan::DecodePlan;
 use crate::request::Request;
-use backend::{AlgorithmSet, RowDelta, RowTableKind, StepInput, StepKey};
-use kv::{Growth, LaneId, TokenId};
+use backend::{AlgorithmSet, HomeDelta, RowCopy, RowDelta, RowTableKind, StepInput, StepKey};
+use kv::{Growth, LaneId, Residence, TokenId};
 
 impl Scheduler {
     /// The lanes that decode, ascending, and the tokens that are forced on them or that they may choose.
@@ -31,16 +31,20 @@ impl Scheduler {
             measure_mass |= request.measure_mass;
             sequences.push(id);
         }
+        let retrieves = sequences.iter().any(|id| self.sequences[id].kv.residence() == Residence::Sparse);
         let bucket = sequences.len().next_power_of_two().min(self.config.max_lanes);
-        let (key, seconds) = (StepKey { bucket, algorithms, measure_mass }, self.cost.decode_seconds());
-        (!sequences.is_empty()).then_some(DecodePlan { sequences, key, input, seconds })
+        let (key, seconds) = (StepKey { bucket, algorithms, measure_mass, retrieves }, self.cost.decode_seconds());
+        (!sequences.is_empty()).then_some(DecodePlan { sequences, key, copies: Vec::new(), input, seconds })
     }
 
-    /// One token's rows for every sequence of the step.
+    /// One token's rows for every sequence of the step, and the pages that leave the pool before it.
     pub(super) fn append_rows(&mut self, decode: &mut DecodePlan) {
         for (id, &lane) in decode.sequences.iter().zip(&decode.input.active) {
             let sequence = self.sequences.get_mut(id).expect("a planned sequence is alive");
-            let Growth { kv, summary } = sequence.kv.append(&mut self.rows);
+            let Growth { kv, summary, left } = sequence.kv.append(&mut self.tiers);
+            self.totals.offloaded_rows += left.len() as u64;
+            decode.input.moves.extend(left.iter().map(|left| HomeDelta { lane, page: left.page, row: left.target }));
+            decode.copies.extend(left.iter().map(|left| RowCopy { source: left.source, target: left.target }));
             let tables = [(RowTableKind::Kv, kv), (RowTableKind::Summary, summary)];
             let grown = tables.into_iter().filter_map(|(table, grown)| grown.map(|(index, row)| (table, index, row)));
             decode.input.rows.extend(grown.map(|(table, index, row)| RowDelta { lane, table, index, row }));

@@ -43,7 +43,7 @@ impl Scheduler {
             // The last output has no K and V, and a step in flight may have appended it: it is forgotten.
             let with_kv = sequence.tokens.len() - usize::from(0 < sequence.completion_tokens());
             sequence.kv.truncate(with_kv);
-            sequence.kv.settle(&mut self.rows);
+            sequence.kv.settle(&mut self.tiers);
             sequence.phase = Phase::Held;
             notices.push(Notice::Held { request: owner, choice, sequence: id, tokens: sequence.kv.len() });
             self.retiring.push(Retiring { after: self.planned, kv: None, lane });
@@ -98,7 +98,8 @@ impl Scheduler {
         self.requests.clear();
         self.waiting.clear();
         self.released.clear();
-        self.prefixes.clear(&mut self.rows);
+        self.changing.clear();
+        self.prefixes.clear(&mut self.tiers.pool);
         self.reclaim();
     }
 
@@ -116,7 +117,7 @@ impl Scheduler {
             std::mem::take(&mut self.retiring).into_iter().partition(|retiring| retiring.after <= committed);
         self.retiring = kept;
         for Retiring { kv, lane, .. } in done {
-            kv.into_iter().for_each(|kv| kv.release(&mut self.rows));
+            kv.into_iter().for_each(|kv| kv.release(&mut self.tiers));
             lane.iter().for_each(|lane| self.lanes[lane.at()] = None);
         }
     }

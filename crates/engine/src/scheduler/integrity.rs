@@ -19,8 +19,10 @@ impl Scheduler {
     fn check_rows(&self) -> Result<(), String> {
         let retiring = self.retiring.iter().filter_map(|retiring| retiring.kv.as_ref());
         let kvs: Vec<_> = self.sequences.values().map(|sequence| &sequence.kv).chain(retiring).collect();
-        let tables = kvs.iter().flat_map(|kv| kv.tables());
-        self.rows.check_integrity(tables, self.prefixes.kept(), kvs.iter().map(|kv| kv.reservation()))
+        let held = || kvs.iter().flat_map(|kv| kv.held_rows());
+        let promised = kvs.iter().flat_map(|kv| kv.promised().pool());
+        self.tiers.pool.check_integrity(held(), self.prefixes.kept(), promised)?;
+        self.tiers.dram.check_integrity(held(), [], kvs.iter().map(|kv| &kv.promised().dram))
     }
 
     fn check_lanes(&self) -> Result<(), String> {

@@ -14,7 +14,7 @@
 //! is one of the two neighbours of the prompt's place, and the one that a new prefix covers is its neighbour too. A
 //! search compares the prompt with eight prefixes, no hashes, and cannot take one text for another.
 
-use kv::{Indexing, KeptPrefix, PAGE_TOKENS, Reservation, Rows, SequenceKv, Shortage, TokenId};
+use kv::{Indexing, KeptPrefix, PAGE_TOKENS, Reservation, Residence, Rows, SequenceKv, Shortage, Tiers, TokenId};
 
 /// Prefixes that are kept at most; beyond, the least recently used goes.
 pub(crate) const PREFIXES_MAX: usize = 128;
@@ -44,7 +44,7 @@ struct Prefix {
 impl PrefixCache {
     /// The rows that a prompt begins with: the most whole pages that a kept one has too, without the prompt's last
     /// token, whose hidden state is wanted. Nothing is promised yet.
-    pub(super) fn share(&mut self, prompt: &[TokenId], indexing: Option<Indexing>, rows: &mut Rows) -> SequenceKv {
+    pub(super) fn share(&mut self, prompt: &[TokenId], indexing: Option<Indexing>, tiers: &mut Tiers) -> SequenceKv {
         let readable = &prompt[..prompt.len() - 1];
         let place = self.place(readable);
         let neighbours = place.saturating_sub(1)..self.prefixes.len().min(place + 1);
@@ -53,9 +53,9 @@ impl PrefixCache {
             Some((at, pages)) if 0 < pages => {
                 self.uses += 1;
                 self.prefixes[at].used = self.uses;
-                SequenceKv::behind(&self.prefixes[at].kept, pages * PAGE_TOKENS, indexing, rows)
+                SequenceKv::behind(&self.prefixes[at].kept, pages * PAGE_TOKENS, indexing, tiers)
             }
-            _ => SequenceKv::new(Reservation::default(), indexing),
+            _ => SequenceKv::new(Residence::Full, indexing),
         }
     }
 

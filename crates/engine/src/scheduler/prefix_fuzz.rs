@@ -5,7 +5,9 @@
 //! refuses rows only where sequences hold them.
 
 use super::prefix::{PREFIXES_MAX, PrefixCache};
-use kv::{Indexing, PAGE_TOKENS, Reservation, RowId, Rows, Selection, SequenceKv, SummaryKey, TokenId};
+use kv::{
+    Indexing, PAGE_TOKENS, Promise, Reservation, Residence, RowId, Selection, SequenceKv, SummaryKey, Tiers, TokenId,
+};
 use std::collections::BTreeSet;
 
 /// Seeded numbers (SplitMix64).
@@ -29,7 +31,7 @@ struct Living {
 
 struct Model {
     cache: PrefixCache,
-    rows: Rows,
+    tiers: Tiers,
     living: Vec<Living>,
     /// Every prompt that was ever kept.
     kept: Vec<Vec<TokenId>>,
@@ -59,7 +61,7 @@ impl Model {
     /// Admits, prefills and keeps a prompt as the scheduler does.
     fn read(&mut self, noise: &mut Noise, seed: u64) {
         let (prompt, indexing) = (text(noise, &self.kept), indexing(noise));
-        let mut kv = self.cache.share(&prompt, indexing, &mut self.rows);
+        let mut kv = self.cache.share(&prompt, indexing, &mut self.tiers);
         let at = kv.len();
         let common =
             |kept: &Vec<TokenId>| prompt[..prompt.len() - 1].iter().zip(kept).take_while(|(a, b)| a == b).count();
@@ -72,24 +74,25 @@ impl Model {
         let end = prompt.len() + 1;
         let whole = indexing.map_or(0, |indexing| indexing.rows(end) - kv.summary_rows(indexing.key).len());
         let wanted = kv::geometry::pages(end) - at / PAGE_TOKENS + whole;
-        let Some(promise) = self.reserve(wanted, &kv, seed) else { return kv.release(&mut self.rows) };
-        kv.promise(promise);
-        kv.prepare(prompt.len(), &mut self.rows);
+        let Some(mut promise) = self.reserve(wanted, &kv, seed) else { return kv.release(&mut self.tiers) };
+        let summary = promise.split(whole);
+        kv.promise(Promise { kv: promise, summary, ..Promise::default() }, Residence::Full);
+        kv.prepare(prompt.len(), &mut self.tiers);
         kv.advance(prompt.len() - at);
         self.write(&mut kv, &prompt, at);
-        self.cache.keep(&prompt, &kv, &mut self.rows);
+        self.cache.keep(&prompt, &kv, &mut self.tiers.pool);
         self.kept.push(prompt[..prompt.len() / PAGE_TOKENS * PAGE_TOKENS].to_vec());
         self.living.push(Living { prompt, kv });
     }
 
     /// Reserving fails exactly where sequences hold or were promised too much, and then lets nothing go.
     fn reserve(&mut self, wanted: usize, asker: &SequenceKv, seed: u64) -> Option<Reservation> {
-        let tables = self.living.iter().flat_map(|one| one.kv.tables()).chain(asker.tables());
-        let held: BTreeSet<RowId> = tables.flat_map(|table| table.rows()).copied().collect();
-        let promised: usize = self.living.iter().map(|one| one.kv.reservation().rows()).sum();
-        let (evicted, available) = (self.cache.evicted_tokens(), self.rows.available());
-        let promise = self.cache.reserve(wanted, &mut self.rows).ok();
-        let fits = held.len() + promised + wanted <= self.rows.total();
+        let held = self.living.iter().flat_map(|one| one.kv.held_rows()).chain(asker.held_rows());
+        let held: BTreeSet<RowId> = held.collect();
+        let promised: usize = self.living.iter().flat_map(|one| one.kv.promised().pool()).map(Reservation::rows).sum();
+        let (evicted, available) = (self.cache.evicted_tokens(), self.tiers.pool.available());
+        let promise = self.cache.reserve(wanted, &mut self.tiers.pool).ok();
+        let fits = held.len() + promised + wanted <= self.tiers.pool.total();
         assert_eq!(promise.is_some(), fits, "seed {seed}: {wanted} beside {} and {promised}", held.len());
         if !fits || wanted <= available {
             assert_eq!(self.cache.evicted_tokens(), evicted, "seed {seed}: nothing is let go in vain");
@@ -123,9 +126,9 @@ impl Model {
     }
 
     fn check(&self, seed: u64) {
-        let tables = self.living.iter().flat_map(|one| one.kv.tables());
-        let promises = self.living.iter().map(|one| one.kv.reservation());
-        let counted = self.rows.check_integrity(tables, self.cache.kept(), promises);
+        let held = self.living.iter().flat_map(|one| one.kv.held_rows());
+        let promises = self.living.iter().flat_map(|one| one.kv.promised().pool());
+        let counted = self.tiers.pool.check_integrity(held, self.cache.kept(), promises);
         counted.and_then(|()| self.cache.check_integrity()).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
         self.living.iter().for_each(|one| self.verify(&one.kv, &one.prompt, seed));
     }
@@ -135,25 +138,25 @@ fn run(seed: u64) {
     let mut noise = Noise(seed);
     let total = 20 + noise.below(400);
     let (cache, living, kept) = (PrefixCache::default(), Vec::new(), Vec::new());
-    let mut model = Model { cache, rows: Rows::new(total), living, kept, cells: vec![Vec::new(); total] };
+    let mut model = Model { cache, tiers: Tiers::new(total, 0), living, kept, cells: vec![Vec::new(); total] };
     for _ in 0..200 {
         let at = noise.below(model.living.len().max(1));
         match noise.below(3) {
-            0 if at < model.living.len() => model.living.swap_remove(at).kv.release(&mut model.rows),
+            0 if at < model.living.len() => model.living.swap_remove(at).kv.release(&mut model.tiers),
             1 if noise.below(40) == 0 => {
-                model.cache.clear(&mut model.rows);
+                model.cache.clear(&mut model.tiers.pool);
                 model.kept.clear();
             }
             _ => model.read(&mut noise, seed),
         }
         model.check(seed);
     }
-    model.living.drain(..).for_each(|one| one.kv.release(&mut model.rows));
-    assert_eq!(model.rows.available() + model.rows.spare(), total, "seed {seed}: the rest is spare");
-    let all = model.cache.reserve(total, &mut model.rows).expect("spare rows are given up");
+    model.living.drain(..).for_each(|one| one.kv.release(&mut model.tiers));
+    assert_eq!(model.tiers.pool.available() + model.tiers.pool.spare(), total, "seed {seed}: the rest is spare");
+    let all = model.cache.reserve(total, &mut model.tiers.pool).expect("spare rows are given up");
     assert_eq!(model.cache.len(), 0, "seed {seed}");
-    model.rows.give_back(all);
-    assert_eq!(model.rows.available(), total, "seed {seed}: rows leak");
+    model.tiers.pool.give_back(all);
+    assert_eq!(model.tiers.pool.available(), total, "seed {seed}: rows leak");
 }
 
 #[test]
@@ -166,25 +169,26 @@ fn the_cache_knows_what_was_kept_and_is_in_nobodys_way() {
 /// Reads prompts one after the other in a pool of `total` rows, each ending at once; tells how many tokens of each of
 /// `asked` the cache has then.
 fn known(total: usize, prompts: &[&[TokenId]], asked: &[&[TokenId]]) -> Vec<usize> {
-    let (mut cache, mut rows) = (PrefixCache::default(), Rows::new(total));
+    let (mut cache, mut tiers) = (PrefixCache::default(), Tiers::new(total, 0));
     for prompt in prompts {
-        let mut kv = cache.share(prompt, None, &mut rows);
+        let mut kv = cache.share(prompt, None, &mut tiers);
         let pages = kv::geometry::pages(prompt.len()) - kv.len() / PAGE_TOKENS;
-        kv.promise(cache.reserve(pages, &mut rows).expect("nothing but the cache holds rows"));
-        kv.prepare(prompt.len(), &mut rows);
+        let promised = cache.reserve(pages, &mut tiers.pool).expect("nothing but the cache holds rows");
+        kv.promise(Promise { kv: promised, ..Promise::default() }, Residence::Full);
+        kv.prepare(prompt.len(), &mut tiers);
         kv.advance(prompt.len() - kv.len());
-        cache.keep(prompt, &kv, &mut rows);
-        kv.release(&mut rows);
+        cache.keep(prompt, &kv, &mut tiers.pool);
+        kv.release(&mut tiers);
     }
     let known = asked.iter().map(|prompt| {
-        let kv = cache.share(prompt, None, &mut rows);
+        let kv = cache.share(prompt, None, &mut tiers);
         let len = kv.len();
-        kv.release(&mut rows);
+        kv.release(&mut tiers);
         len
     });
     let known = known.collect();
-    cache.clear(&mut rows);
-    assert_eq!(rows.available(), total);
+    cache.clear(&mut tiers.pool);
+    assert_eq!(tiers.pool.available(), total);
     known
 }
 
@@ -199,31 +203,38 @@ fn the_last_pages_of_the_least_recently_used_go_first() {
     assert_eq!(known(6, &[&a, &b, &c], &asked), [0, 16, 24], "one goes, and then the next one's end");
 }
 
+fn sequence(rows: usize, tiers: &mut Tiers) -> SequenceKv {
+    let mut kv = SequenceKv::new(Residence::Full, None);
+    let promised = tiers.pool.reserve(rows).expect("there is room");
+    kv.promise(Promise { kv: promised, ..Promise::default() }, Residence::Full);
+    kv
+}
+
 #[test]
 fn what_another_prefix_covers_is_not_kept_beside_it() {
     let long: Vec<TokenId> = (0..64).collect();
-    let (mut cache, mut rows) = (PrefixCache::default(), Rows::new(40));
+    let (mut cache, mut tiers) = (PrefixCache::default(), Tiers::new(40, 0));
     for tokens in [24, 64, 32, 7] {
-        let mut kv = SequenceKv::new(rows.reserve(8).expect("there is room"), None);
-        kv.prepare(tokens, &mut rows);
+        let mut kv = sequence(8, &mut tiers);
+        kv.prepare(tokens, &mut tiers);
         kv.advance(tokens);
-        cache.keep(&long[..tokens], &kv, &mut rows);
-        kv.release(&mut rows);
+        cache.keep(&long[..tokens], &kv, &mut tiers.pool);
+        kv.release(&mut tiers);
     }
-    assert_eq!((cache.len(), rows.spare()), (1, 8), "the longest alone");
-    cache.clear(&mut rows);
+    assert_eq!((cache.len(), tiers.pool.spare()), (1, 8), "the longest alone");
+    cache.clear(&mut tiers.pool);
 }
 
 #[test]
 fn the_number_of_prefixes_is_bounded() {
-    let (mut cache, mut rows) = (PrefixCache::default(), Rows::new(4 * PREFIXES_MAX));
+    let (mut cache, mut tiers) = (PrefixCache::default(), Tiers::new(4 * PREFIXES_MAX, 0));
     for first in 0..2 * PREFIXES_MAX as TokenId {
-        let mut kv = SequenceKv::new(rows.reserve(1).expect("there is room"), None);
-        kv.prepare(8, &mut rows);
+        let mut kv = sequence(1, &mut tiers);
+        kv.prepare(8, &mut tiers);
         kv.advance(8);
-        cache.keep(&[first, 0, 0, 0, 0, 0, 0, 0], &kv, &mut rows);
-        kv.release(&mut rows);
+        cache.keep(&[first, 0, 0, 0, 0, 0, 0, 0], &kv, &mut tiers.pool);
+        kv.release(&mut tiers);
     }
-    assert_eq!((cache.len(), rows.spare()), (PREFIXES_MAX, PREFIXES_MAX));
-    cache.clear(&mut rows);
+    assert_eq!((cache.len(), tiers.pool.spare()), (PREFIXES_MAX, PREFIXES_MAX));
+    cache.clear(&mut tiers.pool);
 }

@@ -12,7 +12,7 @@ use crate::prefill::{Part, Passes, Prefill};
 use crate::request::Request;
 use crate::sequence::{Phase, Running, Sequence};
 use backend::{FirstInput, LaneStart, RowCopy};
-use kv::{LaneId, SequenceId};
+use kv::{LaneId, Residence, RowCopies, SequenceId};
 
 /// How much of its waiting time a prefill is ahead of a shorter one: it is overtaken, but not for ever.
 const AGEING: f64 = 0.5;
@@ -37,7 +37,7 @@ impl Scheduler {
         if plan.decode.is_some() && 0.0 < debt {
             return;
         }
-        let (unit, mut used) = (self.config.unit_seconds, 0.0);
+        let (unit, mut used) = (self.config.unit_seconds, plan.unit_seconds);
         // The beginning of a prefill is no piece, and a step without any would look like the end of all work.
         while plan.pieces.is_empty() || used < unit * (1.0 - UNIT_REST_SHARE) || self.is_ending() {
             let open = self.prefilling().filter(|(_, prefill)| prefill.slot.is_some());
@@ -144,7 +144,8 @@ impl Scheduler {
             let at = self.prefix(&request);
             self.fork(parent, id, at, plan);
         }
-        self.sequences.get_mut(&id).expect("it is prefilled").kv.prepare(end, &mut self.rows);
+        let copies = self.sequences.get_mut(&id).expect("it is prefilled").kv.prepare(end, &mut self.tiers);
+        copy_act(id, copies, plan);
     }
 
     /// K, V and summaries of the prompt are in rows: the choices part and get their lanes.
@@ -161,6 +162,7 @@ impl Scheduler {
                 self.fork(id, choice, end, plan);
             }
             if self.sequences[&choice].lane.is_some() {
+                self.sequences.get_mut(&choice).expect("it is alive").kv.open_cache(&mut self.tiers);
                 let start = Box::new(self.lane_start(choice));
                 plan.pieces.push(Piece { sequence: choice, act: Act::Start(start) });
             }
@@ -195,19 +197,20 @@ impl Scheduler {
     /// The prompt is read: its rows stay for prompts that begin alike, also while it runs.
     fn keep_prompt(&mut self, id: SequenceId, request: &Request) {
         if let Some(prompt) = self.cached_prompt(request) {
-            self.prefixes.keep(prompt, &self.sequences[&id].kv, &mut self.rows);
+            let kv = &self.sequences[&id].kv;
+            // What is at home in host memory is not kept.
+            if kv.residence() == Residence::Full {
+                self.prefixes.keep(prompt, kv, &mut self.tiers.pool);
+            }
         }
     }
 
     fn fork(&mut self, parent: SequenceId, child: SequenceId, at: usize, plan: &mut Plan) {
         let kv = &mut self.sequences.get_mut(&child).expect("the child is alive").kv;
-        let (promise, indexing) = (kv.take_promise(), kv.indexing());
-        let (forked, copies) = self.sequences[&parent].kv.fork(at, indexing, promise, &mut self.rows);
+        let (promise, indexing, residence) = (kv.take_promise(), kv.indexing(), kv.residence());
+        let (forked, copies) = self.sequences[&parent].kv.fork(at, indexing, residence, promise, &mut self.tiers);
         self.sequences.get_mut(&child).expect("the child is alive").kv = forked;
-        if !copies.is_empty() {
-            let copies = copies.into_iter().map(|(source, target)| RowCopy { source, target }).collect();
-            plan.pieces.push(Piece { sequence: child, act: Act::Copy(copies) });
-        }
+        copy_act(child, copies, plan);
     }
 
     fn lane_start(&self, id: SequenceId) -> LaneStart {
@@ -225,6 +228,7 @@ impl Scheduler {
             first,
             kv_rows: sequence.kv.kv_rows().to_vec(),
             summary_rows: sequence.kv.decode_summary_rows().to_vec(),
+            cache_rows: sequence.kv.cache().slots().to_vec(),
             sampling,
             prompt: if penalised { sequence.tokens.clone() } else { Vec::new() },
             mask: constraint.map(Constrained::mask),
@@ -287,6 +291,14 @@ impl Scheduler {
 enum Rest {
     SameUnit,
     NextUnit,
+}
+
+/// Rows are copied, if there are any.
+pub(super) fn copy_act(sequence: SequenceId, copies: RowCopies, plan: &mut Plan) {
+    if !copies.is_empty() {
+        let copies = copies.into_iter().map(|(source, target)| RowCopy { source, target }).collect();
+        plan.pieces.push(Piece { sequence, act: Act::Copy(copies) });
+    }
 }
 
 fn index_act(owner: SequenceId, indexing: &kv::Indexing, layer: usize, tokens: &std::ops::Range<usize>) -> Act {

@@ -27,11 +27,15 @@ impl Decoder {
         }
     }
 
-    /// Select and Attend of every algorithm present, each over its own lanes.
+    /// Select, Retrieve and Attend of every algorithm present, each over its own lanes.
     fn attend(&self, runtime: &dyn Runtime, layer: usize, key: StepKey) {
         let q = (&self.decode.layer.q).into();
         for (id, algorithm) in self.algorithms.of(key.algorithms) {
             algorithm.select(runtime, id, layer, q);
+            if key.retrieves {
+                runtime.resolve(id, layer);
+                runtime.retrieve(id, layer);
+            }
             algorithm.attend(runtime, id, layer, q, &self.decode.attend);
             if key.measure_mass {
                 runtime.attention_mass(id, layer, q, &self.decode.attend.exact);

@@ -42,7 +42,12 @@ fn check(rig: &Rig) -> Vec<Option<u32>> {
     rig.runtime.write(&out.lse, &lse);
     let logits = rig.backend.buffer("logits", rig.lanes.len(), 16).expect("logits fit");
     let active = rig.lanes.iter().map(|lane| lane.lane).collect();
-    let key = StepKey { bucket: 3, algorithms: AlgorithmSet::default().with(MEANS).with(CODES), measure_mass: true };
+    let key = StepKey {
+        bucket: 3,
+        algorithms: AlgorithmSet::default().with(MEANS).with(CODES),
+        measure_mass: true,
+        retrieves: false,
+    };
     let ticket = rig.runtime.launch(key, &StepInput { active, ..StepInput::default() }, &mut || {
         rig.runtime.attention_mass(MEANS, LAYER, rig.q(), &out);
         rig.runtime.attention_mass(MEANS, LAYER, rig.q(), &out);

@@ -144,6 +144,8 @@ impl Fixture {
             q_heads: heads.q_heads(),
             vocab,
             pool_rows: lanes * geometry::pages(max_tokens + 1) + 1,
+            dram_rows: 0,
+            eviction: kv::bucketed_lru::Eviction::Score,
             max_lanes: lanes,
             max_tokens,
             rope: Rope { inv_freq, attention_factor: 1.25 },
@@ -270,6 +272,7 @@ impl Fixture {
             first,
             kv_rows: self.rows(lane, len + 1),
             summary_rows: Vec::new(),
+            cache_rows: Vec::new(),
             sampling,
             prompt: Vec::new(),
             mask: None,
@@ -298,7 +301,12 @@ impl Fixture {
 
 /// The key of a step of these lanes.
 pub fn key(lanes: usize) -> StepKey {
-    StepKey { bucket: lanes, algorithms: AlgorithmSet::default().with(ALGORITHM), measure_mass: false }
+    StepKey {
+        bucket: lanes,
+        algorithms: AlgorithmSet::default().with(ALGORITHM),
+        measure_mass: false,
+        retrieves: false,
+    }
 }
 
 /// A host tensor in f32.

@@ -44,6 +44,8 @@ impl Heads {
             q_heads: self.q_heads(),
             vocab: 3,
             pool_rows: 2,
+            dram_rows: 0,
+            eviction: kv::bucketed_lru::Eviction::Score,
             max_lanes: 1,
             max_tokens: 8,
             rope: Rope { inv_freq: vec![1.0; self.head_dim / 2], attention_factor: 1.0 },

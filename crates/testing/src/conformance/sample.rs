@@ -337,7 +337,7 @@ pub fn targets(make: MakeBackend<'_>) {
 
     let input = backend::StepInput { active: vec![LaneId(1)], forced: vec![(LaneId(1), 3)], ..Default::default() };
     let algorithms = backend::AlgorithmSet::default().with(super::fixture::ALGORITHM);
-    let key = backend::StepKey { bucket: 3, algorithms, measure_mass: false };
+    let key = backend::StepKey { bucket: 3, algorithms, measure_mass: false, retrieves: false };
     let ticket = fixture.runtime.launch(key, &input, &mut || {
         fixture.runtime.sample((&buffer).into(), SampleTarget::Lanes);
     });

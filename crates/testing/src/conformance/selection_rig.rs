@@ -99,6 +99,8 @@ impl Rig {
             q_heads,
             vocab: 16,
             pool_rows: pages + 1,
+            dram_rows: 0,
+            eviction: kv::bucketed_lru::Eviction::Score,
             max_lanes: 2 * spec.lanes.len() + 1,
             max_tokens: longest + 1,
             rope: Rope { inv_freq: vec![1.0; d / 2], attention_factor: 1.0 },
@@ -193,6 +195,7 @@ impl Rig {
             first: backend::FirstInput::Prompt { token: 0, outputs: 0 },
             kv_rows: lane.kv_rows.clone(),
             summary_rows: lane.summary_rows.clone(),
+            cache_rows: Vec::new(),
             sampling: Sampling::default(),
             prompt: Vec::new(),
             mask: None,
@@ -203,7 +206,7 @@ impl Rig {
     pub fn step(&self, record: impl Fn(&dyn Runtime) + Sync) {
         let active: Vec<LaneId> = self.lanes.iter().map(|lane| lane.lane).collect();
         let algorithms = AlgorithmSet::default().with(MEANS).with(CODES);
-        let key = StepKey { bucket: active.len(), algorithms, measure_mass: false };
+        let key = StepKey { bucket: active.len(), algorithms, measure_mass: false, retrieves: false };
         let input = StepInput { active, ..StepInput::default() };
         let ticket = self.runtime.launch(key, &input, &mut || record(self.runtime.as_ref()));
         self.runtime.collect(ticket).expect("the device works");

@@ -3,10 +3,12 @@
 use super::naive::{self, drawn, fold, tag};
 use super::noise::Noise;
 use backend::{
-    AlgorithmId, FirstInput, LaneOutput, LaneStart, RowCopy, RowDelta, RowTableKind, StepInput, StepKey, StepOutput,
+    AlgorithmId, CacheChange, FirstInput, LaneOutput, LaneStart, Retrieved, RowCopy, RowDelta, RowTableKind, StepInput,
+    StepKey, StepOutput,
 };
 use engine::{PASSES_MAX, PassView};
-use kv::{LaneId, PAGE_TOKENS, RowId, TokenId};
+use kv::bucketed_lru::{self, Eviction, Resolved, Scores, Tag};
+use kv::{LaneId, PAGE_TOKENS, RowId, Tier, TokenId};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
@@ -50,6 +52,8 @@ impl Default for Costs {
 /// Everything the device remembers.
 pub struct Device {
     layers: usize,
+    /// Rows of the pool and of host memory.
+    rows: [usize; 2],
     costs: Costs,
     state: Mutex<State>,
 }
@@ -57,7 +61,7 @@ pub struct Device {
 struct State {
     seconds: f64,
     noise: Noise,
-    /// `[row][layer][token]`.
+    /// `[row][layer][token]`; host memory's rows are behind the pool's.
     kv: Vec<u64>,
     /// `[row][layer][token]`, of the tokens that a summary row describes.
     summaries: Vec<u64>,
@@ -88,6 +92,8 @@ struct Staging {
 #[derive(Clone)]
 struct Lane {
     start: LaneStart,
+    /// What its cache rows hold, and since when: one layer and head for all.
+    slots: (Vec<Tag>, Vec<u8>),
     len: usize,
     token: Option<TokenId>,
     steps: usize,
@@ -98,22 +104,37 @@ const SUMMARY_TOKENS_MAX: usize = 128;
 
 impl Device {
     /// A device with an empty pool.
-    pub fn new(rows: usize, layers: usize, lanes: usize, costs: Costs, seed: u64) -> Self {
+    pub fn new(rows: [usize; 2], layers: usize, lanes: usize, costs: Costs, seed: u64) -> Self {
+        let all: usize = rows.iter().sum();
         let state = State {
             seconds: 0.0,
             noise: Noise(seed),
-            kv: vec![0; rows * layers * PAGE_TOKENS],
-            summaries: vec![0; rows * layers * SUMMARY_TOKENS_MAX],
+            kv: vec![0; all * layers * PAGE_TOKENS],
+            summaries: vec![0; all * layers * SUMMARY_TOKENS_MAX],
             staging: Default::default(),
             lanes: vec![None; lanes],
             prefilled: StepOutput::default(),
             in_flight: VecDeque::new(),
         };
-        Device { layers, costs, state: Mutex::new(state) }
+        Device { layers, rows, costs, state: Mutex::new(state) }
     }
 
     pub(super) fn layers(&self) -> usize {
         self.layers
+    }
+
+    pub(super) fn dram_rows(&self) -> usize {
+        self.rows[1]
+    }
+
+    /// A row's place among those of all tiers.
+    fn at(&self, row: RowId) -> usize {
+        let (first, rows) = match row.tier() {
+            Tier::Pool => (0, self.rows[0]),
+            Tier::Dram => (self.rows[0], self.rows[1]),
+        };
+        assert!(row.at() < rows, "{row} of {rows}");
+        first + row.at()
     }
 
     pub(super) fn copy_rows(&self, copies: &[RowCopy]) {
@@ -121,7 +142,7 @@ impl Device {
         for copy in copies {
             let (kv, summary) = (self.layers * PAGE_TOKENS, self.layers * SUMMARY_TOKENS_MAX);
             state.check_unused(copy.target);
-            let (source, target) = (copy.source.at(), copy.target.at());
+            let (source, target) = (self.at(copy.source), self.at(copy.target));
             state.kv.copy_within(source * kv..(source + 1) * kv, target * kv);
             state.summaries.copy_within(source * summary..(source + 1) * summary, target * summary);
             self.spend(&mut state, self.costs.copy * self.layers as f64);
@@ -133,9 +154,83 @@ impl Device {
         assert_eq!(start.kv_rows.len(), start.len.div_ceil(PAGE_TOKENS), "{}: a table of whole pages", start.lane);
         let in_use = state.in_flight.iter().flatten().any(|(lane, _)| *lane == start.lane);
         assert!(!in_use, "{} is started while a step in flight uses it", start.lane);
-        let lane = Lane { start: start.clone(), len: start.len, token: start.first.token(), steps: 0 };
+        let slots = vec![(Tag::EMPTY, 0); start.cache_rows.len()].into_iter().unzip();
+        let lane = Lane { start: start.clone(), slots, len: start.len, token: start.first.token(), steps: 0 };
         self.check_lane(&state, &lane);
         state.lanes[start.lane.at()] = Some(lane);
+    }
+
+    pub(super) fn change_cache(&self, change: &CacheChange) {
+        let mut state = self.lock();
+        let mut lane = state.lanes[change.lane.at()].clone().expect("a lane that changes was started");
+        for &(page, row) in &change.moves {
+            let before = std::mem::replace(&mut lane.start.kv_rows[page], row);
+            assert_eq!(self.page(&state, before), self.page(&state, row), "{before} was copied to {row} before");
+        }
+        assert!(change.keep <= lane.slots.0.len(), "slots stay that there are");
+        for step in bucketed_lru::shrink(&mut lane.slots.0, &mut lane.slots.1, change.keep) {
+            let rows = [step.from, step.to].map(|slot| lane.start.cache_rows[slot as usize]);
+            self.copy_page(&mut state, rows[0], rows[1]);
+        }
+        lane.start.cache_rows.truncate(change.keep);
+        lane.slots.0.truncate(change.keep);
+        lane.slots.1.truncate(change.keep);
+        for &(row, page) in &change.join {
+            state.check_unused(row);
+            lane.start.cache_rows.push(row);
+            lane.slots.0.push(page.map_or(Tag::EMPTY, Tag::of));
+            lane.slots.1.push(0);
+        }
+        state.lanes[change.lane.at()] = Some(lane);
+        self.check_slots(&state, change.lane);
+        self.spend(&mut state, self.costs.copy * change.join.len() as f64);
+    }
+
+    /// Selects some pages of host memory, and reads them through the cache.
+    fn retrieve(&self, state: &mut State, key: StepKey, lane: &mut Lane) -> Retrieved {
+        let (selection, id) = (lane.start.selection, lane.start.lane);
+        let cached = selection.sink_pages()..selection.cached_end(lane.len);
+        let in_dram = |page: &usize| lane.start.kv_rows[*page].tier() == Tier::Dram;
+        let pages: Vec<usize> = (0..lane.start.kv_rows.len()).filter(in_dram).collect();
+        if pages.is_empty() {
+            return Retrieved::default();
+        }
+        assert!(key.retrieves, "{id}: pages in host memory are read by a step that fetches");
+        assert_eq!(pages, cached.collect::<Vec<_>>(), "{id}: what may be selected is in host memory, nothing else");
+        let k = selection.selected_pages(lane.len);
+        let mut selected: Vec<u32> = (0..k).map(|_| pages[state.noise.below(pages.len())] as u32).collect();
+        selected.sort_unstable();
+        selected.dedup();
+        let (tags, ages) = (&mut lane.slots.0, &mut lane.slots.1);
+        assert!(k <= tags.len(), "{id}: {k} pages are selected and {} slots there", tags.len());
+        let mut resolved = Resolved::default();
+        bucketed_lru::resolve(&selected, tags, ages, Scores::default(), Eviction::Age, &mut resolved);
+        for miss in &resolved.misses {
+            let (home, slot) =
+                (lane.start.kv_rows[selected[miss.at] as usize], lane.start.cache_rows[miss.slot as usize]);
+            self.copy_page(state, home, slot);
+        }
+        let misses = resolved.misses.len() as u64;
+        Retrieved { hits: selected.len() as u64 - misses, misses }
+    }
+
+    /// Every slot holds what its page's home holds.
+    fn check_slots(&self, state: &State, id: LaneId) {
+        let lane = state.lanes[id.at()].as_ref().expect("it was started");
+        for (row, tag) in lane.start.cache_rows.iter().zip(&lane.slots.0) {
+            let Some(page) = tag.page() else { continue };
+            assert_eq!(self.page(state, *row), self.page(state, lane.start.kv_rows[page]), "{id}: the copy in {row}");
+        }
+    }
+
+    fn page<'a>(&self, state: &'a State, row: RowId) -> &'a [u64] {
+        let len = self.layers * PAGE_TOKENS;
+        &state.kv[self.at(row) * len..(self.at(row) + 1) * len]
+    }
+
+    fn copy_page(&self, state: &mut State, source: RowId, target: RowId) {
+        let len = self.layers * PAGE_TOKENS;
+        state.kv.copy_within(self.at(source) * len..(self.at(source) + 1) * len, self.at(target) * len);
     }
 
     pub(super) fn prefill_gather(&self, pass: &PassView<'_>, layer: usize) {
@@ -274,6 +369,9 @@ impl Device {
         let mut lane = state.lanes[id.at()].clone().expect("a lane that decodes was started");
         assert!(key.algorithms.contains(lane.start.algorithm), "{id}: its algorithm is recorded");
         input.rows.iter().filter(|delta| delta.lane == id).for_each(|delta| lane.grow(delta));
+        for moved in input.moves.iter().filter(|moved| moved.lane == id) {
+            lane.start.kv_rows[moved.page] = moved.row;
+        }
         let token = lane.token.expect("a lane that decodes has a token");
         let before = self.kv(state, &lane.start.kv_rows, 0, lane.len - 1);
         for layer in 0..self.layers {
@@ -283,6 +381,7 @@ impl Device {
         lane.len += 1;
         lane.steps += 1;
         let sum = self.read(state, &lane.start.kv_rows, lane.len);
+        let retrieved = self.retrieve(state, key, &mut lane);
         self.index_behind(state, &lane);
         self.check_lane(state, &lane);
         let forced = input.forced.iter().find(|(lane, _)| *lane == id).map(|(_, token)| *token);
@@ -295,7 +394,8 @@ impl Device {
         lane.token = Some(token);
         let exact_tokens = lane.start.selection.exact_tokens(lane.len);
         state.lanes[id.at()] = Some(lane);
-        output(id, token, exact_tokens)
+        self.check_slots(state, id);
+        LaneOutput { retrieved, ..output(id, token, exact_tokens) }
     }
 
     /// What becomes indexed at the lane's next step.
@@ -356,11 +456,11 @@ impl Device {
     }
 
     fn kv_place(&self, row: RowId, layer: usize, at: usize) -> usize {
-        (row.at() * self.layers + layer) * PAGE_TOKENS + at % PAGE_TOKENS
+        (self.at(row) * self.layers + layer) * PAGE_TOKENS + at % PAGE_TOKENS
     }
 
     fn summary_place(&self, row: RowId, layer: usize, at: usize) -> usize {
-        (row.at() * self.layers + layer) * SUMMARY_TOKENS_MAX + at
+        (self.at(row) * self.layers + layer) * SUMMARY_TOKENS_MAX + at
     }
 
     fn spend(&self, state: &mut State, seconds: f64) {
@@ -407,7 +507,15 @@ fn row_tokens(lane: &Lane) -> Option<usize> {
 }
 
 fn output(lane: LaneId, token: TokenId, exact_tokens: usize) -> LaneOutput {
-    LaneOutput { lane, token, logprob: -1.0, top: Vec::new(), exact_tokens, attention_mass: None }
+    LaneOutput {
+        lane,
+        token,
+        logprob: -1.0,
+        top: Vec::new(),
+        exact_tokens,
+        retrieved: Retrieved::default(),
+        attention_mass: None,
+    }
 }
 
 #[cfg(test)]
@@ -430,6 +538,7 @@ mod tests {
             first: FirstInput::Sampled,
             kv_rows: pass.kv_rows.to_vec(),
             summary_rows: Vec::new(),
+            cache_rows: Vec::new(),
             sampling: Sampling::default(),
             prompt: Vec::new(),
             mask: None,
@@ -438,7 +547,7 @@ mod tests {
 
     /// Samples one prompt behind what `between` does with another one of the same length.
     fn sampled_behind(slot: usize, between: impl Fn(&Device, &PassView<'_>)) -> StepOutput {
-        let device = Device::new(4, 2, 2, Costs::default(), 0);
+        let device = Device::new([4, 0], 2, 2, Costs::default(), 0);
         let pass =
             PassView { slot: 0, tokens: &[1, 2, 3], first: 0, last_pass: true, kv_rows: &[RowId(0)], score: None };
         let other = PassView { slot, tokens: &[4, 5, 6], kv_rows: &[RowId(1)], ..pass };

@@ -85,6 +85,14 @@ impl Runtime for FakeRuntime {
         self.device.copy_rows(copies);
     }
 
+    fn change_cache(&self, change: &CacheChange) {
+        self.device.change_cache(change);
+    }
+
+    fn dram_rows(&self) -> usize {
+        self.device.dram_rows()
+    }
+
     fn enqueue(&self, record: &mut (dyn FnMut() + Send)) {
         record();
     }
@@ -162,6 +170,14 @@ impl Runtime for FakeRuntime {
         never()
     }
 
+    fn resolve(&self, _: AlgorithmId, _: usize) {
+        never()
+    }
+
+    fn retrieve(&self, _: AlgorithmId, _: usize) {
+        never()
+    }
+
     fn attend(&self, _: AlgorithmId, _: usize, _: PageSource, _: View<'_>, _: &Partial) {
         never()
     }
@@ -217,6 +233,10 @@ impl Inspect for FakeRuntime {
     }
 
     fn write_frame(&self, _: RowId, _: usize, _: usize, _: &[u8]) {
+        never()
+    }
+
+    fn read_tags(&self, _: LaneId, _: usize, _: usize) -> Vec<kv::bucketed_lru::Tag> {
         never()
     }
 

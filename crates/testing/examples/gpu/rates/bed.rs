@@ -96,6 +96,8 @@ impl Bed {
             q_heads: Q_HEADS,
             vocab: VOCAB,
             pool_rows: spec.lanes * (pages + summaries),
+            dram_rows: 0,
+            eviction: kv::bucketed_lru::Eviction::Score,
             max_lanes: spec.lanes,
             max_tokens,
             rope: Rope {
@@ -190,6 +192,7 @@ impl Bed {
                 first: FirstInput::Prompt { token: 1, outputs: 0 },
                 kv_rows: kv_rows.clone(),
                 summary_rows: summary_rows.clone(),
+                cache_rows: Vec::new(),
                 sampling,
                 prompt: Vec::new(),
                 mask: None,
@@ -206,7 +209,7 @@ impl Bed {
         let mut lanes = self.lanes();
         lanes.graphs += 1;
         let algorithms = AlgorithmSet(lanes.graphs << 8).with(lanes.algorithm);
-        StepKey { bucket: self.spec.lanes, algorithms, measure_mass: false }
+        StepKey { bucket: self.spec.lanes, algorithms, measure_mass: false, retrieves: false }
     }
 
     /// Seconds of a repetition of `record` in a captured graph; `floor` is about what one takes. `prepare` runs in a

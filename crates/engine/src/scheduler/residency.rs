@@ -1,0 +1,180 @@
+//! Under pressure sequences get fewer rows, with room more: what `kv::budget` decides is carried out here, between
+//! steps.
+//!
+//! ```text
+//! head of the queue does not fit -> press: who gives how much -> offload, a unit at a time -> make_sparse -> it fits
+//!                                                             \-> cut cache rows ------------/
+//! ```
+//!
+//! A fully resident sequence decodes on while its pages are copied to host memory; then it gives up their rows at once.
+
+use super::Scheduler;
+use super::unit::copy_act;
+use crate::cost::Work;
+use crate::plan::{Act, Piece, Plan};
+use crate::sequence::{Phase, Sequence};
+use backend::CacheChange;
+use kv::budget::{self, Change, Holds, Stake};
+use kv::{PAGE_TOKENS, Residence, RowId, SequenceId};
+
+/// Of the pool's rows, this share stays free when sequences grow: the next request finds some.
+const FREE_SHARE: usize = 16;
+
+impl Scheduler {
+    /// Host memory has grown to so many rows.
+    pub fn extend_dram(&mut self, rows: usize) {
+        if self.tiers.dram.total() < rows.min(self.config.dram_rows) {
+            self.tiers.dram.extend_to(rows.min(self.config.dram_rows));
+        }
+    }
+
+    /// Whether room is being made for the queue's head.
+    pub(super) fn makes_room(&self) -> bool {
+        !self.changing.is_empty()
+    }
+
+    /// Those that run, and what each could give; a fully resident one only where host memory has room for it.
+    pub(super) fn stakes(&self) -> (Vec<SequenceId>, Vec<Stake>) {
+        let mut dram = self.tiers.dram.available();
+        let mut stake = |sequence: &Sequence| {
+            let selected = self.selected_most(sequence);
+            let holds = match (&sequence.phase, sequence.kv.residence()) {
+                (Phase::Running(_), Residence::Sparse) => Holds::Slots(sequence.kv.cache().slots().len()),
+                (Phase::Running(_), Residence::Full) if sequence.kv.selects() => {
+                    let wanted = self.dram_to_end(sequence);
+                    if wanted <= dram {
+                        dram -= wanted;
+                        Holds::Everything { rows: sequence.kv.rows_to_empty(&self.tiers) }
+                    } else {
+                        Holds::Fixed
+                    }
+                }
+                _ => Holds::Fixed,
+            };
+            (sequence.id, Stake { selected, holds })
+        };
+        self.sequences.values().map(&mut stake).unzip()
+    }
+
+    /// Carries out what makes room, beginning with the next plan.
+    pub(super) fn press(&mut self, ids: &[SequenceId], changes: Vec<Change>) {
+        for Change { stake, slots } in changes {
+            let id = ids[stake];
+            if self.sequences[&id].kv.residence() == Residence::Full {
+                let wanted = self.dram_to_end(&self.sequences[&id]);
+                let promise = self.tiers.dram.reserve(wanted).expect("`stakes` counted host memory");
+                self.sequences.get_mut(&id).expect("it has a stake").kv.promise_dram(promise);
+            }
+            self.changing.push_back((id, slots));
+        }
+    }
+
+    /// Moves what is to move, as far as a unit's time goes, and lets sequences grow where nobody waits.
+    pub(super) fn change_residence(&mut self, plan: &mut Plan) {
+        self.changing.retain(|(id, _)| self.sequences.get(id).is_some_and(|sequence| sequence.running().is_some()));
+        let decodes = self.sequences.values().any(|sequence| sequence.running().is_some());
+        let owed = decodes && 0.0 < self.decode_debt_seconds + self.debts_in_flight.iter().sum::<f64>();
+        while let Some(&(id, slots)) = self.changing.front() {
+            if self.sequences[&id].kv.residence() == Residence::Full {
+                if owed || !self.offload(id, plan) {
+                    return;
+                }
+                self.make_sparse(id, slots, plan);
+            } else {
+                self.cut_cache(id, slots, plan);
+            }
+            self.changing.pop_front();
+        }
+        if self.waiting.is_empty() {
+            self.grow_caches(plan);
+        }
+    }
+
+    /// Copies pages to host memory until the unit is full; tells whether all of them are there.
+    fn offload(&mut self, id: SequenceId, plan: &mut Plan) -> bool {
+        let left = self.sequences[&id].kv.pages_to_offload();
+        let work = |pages: usize| Work { link: (pages * PAGE_TOKENS * self.layers) as f64, ..Work::default() };
+        let per_page = self.cost.seconds(&work(1)).max(f64::MIN_POSITIVE);
+        let room = ((self.config.unit_seconds - plan.unit_seconds) / per_page) as usize;
+        let pages = left.min(room.max(1));
+        if 0 < pages {
+            plan.work = plan.work.plus(work(pages));
+            plan.unit_seconds += per_page * pages as f64;
+            let copies = self.sequences.get_mut(&id).expect("it changes").kv.offload(pages, &mut self.tiers);
+            self.totals.offloaded_rows += copies.len() as u64;
+            copy_act(id, copies, plan);
+        }
+        pages == left
+    }
+
+    fn make_sparse(&mut self, id: SequenceId, slots: usize, plan: &mut Plan) {
+        let kv = &mut self.sequences.get_mut(&id).expect("it changes").kv;
+        let emptied = kv.make_sparse(slots, &mut self.tiers);
+        let mut join: Vec<(RowId, Option<usize>)> =
+            emptied.slots.iter().map(|(row, page)| (*row, Some(*page))).collect();
+        // Rows that others share could not stay: new ones take their place.
+        let missing = self.prefixes.reserve(slots - join.len(), &mut self.tiers.pool);
+        let missing = missing.expect("its rows came back, or are spare");
+        join.extend(kv.grow_cache(missing, &mut self.tiers).into_iter().map(|row| (row, None)));
+        self.totals.made_sparse += 1;
+        let moves = emptied.moves.iter().map(|page| (page.page, page.target)).collect();
+        self.push_change(id, moves, 0, join, plan);
+    }
+
+    fn cut_cache(&mut self, id: SequenceId, slots: usize, plan: &mut Plan) {
+        let kv = &mut self.sequences.get_mut(&id).expect("it changes").kv;
+        kv.cut_cache(slots, &mut self.tiers);
+        self.push_change(id, Vec::new(), slots, Vec::new(), plan);
+    }
+
+    /// Rows that nobody waits for go to those whose caches are smallest for what they select.
+    fn grow_caches(&mut self, plan: &mut Plan) {
+        let free = self.tiers.pool.available().saturating_sub(self.config.pool_rows / FREE_SHARE);
+        let any = |sequence: &Sequence| sequence.running().is_some() && sequence.kv.residence() == Residence::Sparse;
+        if free == 0 || !self.sequences.values().any(any) {
+            return;
+        }
+        let (ids, stakes) = self.stakes();
+        // More slots than pages in host memory are of no use.
+        let most = |stake: usize| self.sequences[&ids[stake]].kv.pages_in_dram().len();
+        for Change { stake, slots } in budget::grow(free, &stakes, most) {
+            let id = ids[stake];
+            let kv = &mut self.sequences.get_mut(&id).expect("it has a stake").kv;
+            let before = kv.cache().slots().len();
+            let rows = self.tiers.pool.reserve(slots - before).expect("`grow` gives what is free");
+            let join = kv.grow_cache(rows, &mut self.tiers).into_iter().map(|row| (row, None)).collect();
+            self.push_change(id, Vec::new(), before, join, plan);
+        }
+    }
+
+    fn push_change(
+        &self,
+        id: SequenceId,
+        moves: Vec<(usize, RowId)>,
+        keep: usize,
+        join: Vec<(RowId, Option<usize>)>,
+        plan: &mut Plan,
+    ) {
+        let lane = self.sequences[&id].lane.expect("what runs has a lane");
+        plan.pieces.push(Piece { sequence: id, act: Act::Cache(Box::new(CacheChange { lane, moves, keep, join })) });
+    }
+
+    /// The most pages that one of a sequence's steps selects.
+    fn selected_most(&self, sequence: &Sequence) -> usize {
+        let end = self.end_of(sequence);
+        sequence.kv.indexing().map_or(0, |indexing| indexing.selection.selected_pages(end))
+    }
+
+    /// Rows of host memory that a fully resident sequence needs to its end when it becomes sparsely resident.
+    fn dram_to_end(&self, sequence: &Sequence) -> usize {
+        let end = self.end_of(sequence);
+        let pages = |indexing: kv::Indexing| indexing.selection.cached_end(end) - indexing.selection.sink_pages();
+        sequence.kv.indexing().map_or(0, pages)
+    }
+
+    /// The most tokens that a sequence's rows will hold, as admission counted them.
+    fn end_of(&self, sequence: &Sequence) -> usize {
+        let Some(group) = self.requests.get(&sequence.request) else { return sequence.kv.len() };
+        sequence.prompt_tokens + self.completion_max(&group.request) + 1
+    }
+}
