@@ -1,4 +1,4 @@
-//! Decides about KV and never touches its bytes: units, geometry, rows, row tables, selection arithmetic.
+//! Decides about KV and never touches its bytes: units, geometry, rows, row tables, selection arithmetic, eviction.
 //!
 //! Pure: same calls, same answers. No IO, no clock, no threads, no device (ARCHITECTURE.md, invariant 1).
 
@@ -20,6 +20,8 @@ pub mod kept_prefix;
 
 pub mod demand;
 
+pub mod bucketed_lru;
+
 #[cfg(test)]
 mod noise;
 
@@ -31,6 +33,9 @@ mod sequence_fuzz;
 
 #[cfg(test)]
 mod selection_fuzz;
+
+#[cfg(test)]
+mod bucketed_lru_fuzz;
 
 pub use demand::{Demand, RowCounts};
 pub use geometry::{Geometry, PAGE_TOKENS};

@@ -1,0 +1,315 @@
+//! Bucketed LRU: which slot of a sparsely resident sequence holds which page, for one (lane, layer, KV head).
+//!
+//! Plain functions over the tags and ages of Q slots, which the caller keeps; the CPU calls them and a kernel computes
+//! the same to the bit. Nothing here touches a page's bytes: the caller copies what [`Resolved::misses`] and the
+//! moves of [`shrink`] say, misses before anything reads their slots.
+
+/// Age and score buckets; an empty slot's bucket is one above them all.
+pub const BUCKETS: usize = 64;
+
+/// The bucket that nothing leaves upwards.
+const LAST_BUCKET: u8 = BUCKETS as u8 - 1;
+
+/// An empty slot's: taken before any page is.
+const EMPTY_BUCKET: u8 = BUCKETS as u8;
+
+/// Score buckets a nat; a power of two, so that every device rounds the product alike: not at all.
+const BUCKETS_PER_NAT: f32 = 4.0;
+
+/// What a slot holds: 0 nothing, otherwise a logical page + 1. Shared bit for bit with the CUDA kernels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Tag(pub u32);
+
+impl Tag {
+    /// No page.
+    pub const EMPTY: Tag = Tag(0);
+
+    /// A page's.
+    pub fn of(page: usize) -> Self {
+        Tag(page as u32 + 1)
+    }
+
+    /// The logical page, if there is one.
+    pub fn page(self) -> Option<usize> {
+        self.0.checked_sub(1).map(|page| page as usize)
+    }
+}
+
+/// By what the pages that a step does not select are ordered; the highest bucket goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Eviction {
+    /// Steps since the page was last selected.
+    Age,
+    /// The page's selection score in this step.
+    Score,
+}
+
+/// One step's selection scores: the log of the softmax over the candidates, the maximum over the group.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scores<'a> {
+    /// The page of `values[0]`: the first candidate.
+    pub first_page: usize,
+    /// `[candidates]`.
+    pub values: &'a [f32],
+}
+
+impl Scores<'_> {
+    /// A page's; minus infinity where it is no candidate.
+    fn of(&self, page: usize) -> f32 {
+        let at = page.checked_sub(self.first_page);
+        at.and_then(|at| self.values.get(at)).copied().unwrap_or(f32::NEG_INFINITY)
+    }
+}
+
+/// A selected page that no slot held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Miss {
+    /// Its place among the selected pages.
+    pub at: usize,
+    /// The slot that is now its own, and must be filled.
+    pub slot: u32,
+}
+
+/// What [`resolve`] found; kept from step to step, so that a step allocates nothing once it has grown.
+#[derive(Clone, Debug, Default)]
+pub struct Resolved {
+    /// The slot of each selected page.
+    pub slots: Vec<u32>,
+    /// Pages to fetch, ascending both by page and by slot.
+    pub misses: Vec<Miss>,
+    /// Scratch: how each slot stands.
+    standings: Vec<Standing>,
+    /// Scratch: whether each selected page was found in a slot.
+    found: Vec<bool>,
+}
+
+/// How a slot stands in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It holds a selected page.
+    Hit,
+    /// It may be taken; higher buckets are taken first.
+    Bucket(u8),
+}
+
+/// The eviction bucket of a selection score: `floor(-4 * score)`, quarter nats below 0, at least 0 and at most 63.
+/// Minus infinity and NaN have 63. One product with a power of two, one comparison, one truncation: the same anywhere.
+pub fn score_bucket(score: f32) -> u8 {
+    let bucket = score * -BUCKETS_PER_NAT;
+    if bucket < f32::from(LAST_BUCKET) { bucket.max(0.0) as u8 } else { LAST_BUCKET }
+}
+
+/// Finds a slot for each of the step's pages (ascending, distinct), as follows.
+///
+/// 1. A slot whose tag is among the pages is a hit. `n` is the number of pages that no slot holds.
+/// 2. Every other slot has a bucket: an empty one 64; else under [`Eviction::Age`] its age as it was before this step,
+///    under [`Eviction::Score`] the [`score_bucket`] of its page's score in this step.
+/// 3. Ages, under both: a hit's becomes 0, an empty slot's stays 0, any other's becomes `min(age + 1, 63)`.
+/// 4. `T` is the largest bucket such that at least `n` slots that are not hits have a bucket of `T` or more. Victims
+///    are all such slots above `T`, and as many of those at `T`, lowest slots first, as make `n` in all.
+/// 5. Victims in ascending order of slots take the missing pages in ascending order of pages: each gets its page's
+///    tag and age 0.
+///
+/// `scores` is not read under [`Eviction::Age`]. Before the call no page is in two slots; after it neither.
+///
+/// # Panics
+/// There are more pages than slots, or not one age a tag.
+pub fn resolve(
+    pages: &[u32],
+    tags: &mut [Tag],
+    ages: &mut [u8],
+    scores: Scores<'_>,
+    eviction: Eviction,
+    resolved: &mut Resolved,
+) {
+    assert!(pages.len() <= tags.len(), "{} pages do not fit {} slots", pages.len(), tags.len());
+    assert_eq!(tags.len(), ages.len(), "an age a slot");
+    debug_assert!(pages.is_sorted_by(|a, b| a < b), "ascending and distinct");
+    let Resolved { slots, misses, standings, found } = resolved;
+    refill(slots, pages.len(), 0);
+    refill(found, pages.len(), false);
+    standings.clear();
+    misses.clear();
+
+    let mut counts = [0; BUCKETS + 1];
+    let mut missing = pages.len();
+    for (slot, (tag, age)) in tags.iter().zip(&mut *ages).enumerate() {
+        let standing = match tag.page() {
+            None => Standing::Bucket(EMPTY_BUCKET),
+            Some(page) => match pages.binary_search(&(page as u32)) {
+                Ok(at) => {
+                    (slots[at], found[at]) = (slot as u32, true);
+                    missing -= 1;
+                    *age = 0;
+                    Standing::Hit
+                }
+                Err(_) => {
+                    let before = std::mem::replace(age, (*age + 1).min(LAST_BUCKET));
+                    Standing::Bucket(match eviction {
+                        Eviction::Age => before,
+                        Eviction::Score => score_bucket(scores.of(page)),
+                    })
+                }
+            },
+        };
+        if let Standing::Bucket(bucket) = standing {
+            counts[usize::from(bucket)] += 1;
+        }
+        standings.push(standing);
+    }
+
+    let (threshold, mut at_threshold) = threshold(&counts, missing);
+    let is_victim = |(slot, standing): (usize, &Standing)| match *standing {
+        Standing::Bucket(bucket) if bucket > threshold => Some(slot),
+        Standing::Bucket(bucket) if bucket == threshold && 0 < at_threshold => {
+            at_threshold -= 1;
+            Some(slot)
+        }
+        _ => None,
+    };
+    let victims = standings.iter().enumerate().filter_map(is_victim);
+    let absent = (0..pages.len()).filter(|&at| !found[at]);
+    for (at, slot) in absent.zip(victims) {
+        (tags[slot], ages[slot]) = (Tag::of(pages[at] as usize), 0);
+        slots[at] = slot as u32;
+        misses.push(Miss { at, slot: slot as u32 });
+    }
+    debug_assert_eq!(misses.len(), missing);
+}
+
+/// The largest bucket that `wanted` slots reach, and how many of them lie in that bucket itself.
+fn threshold(counts: &[usize; BUCKETS + 1], wanted: usize) -> (u8, usize) {
+    let mut above = 0;
+    for bucket in (0..=EMPTY_BUCKET).rev() {
+        let here = counts[usize::from(bucket)];
+        if wanted <= above + here {
+            return (bucket, wanted - above);
+        }
+        above += here;
+    }
+    unreachable!("there are as many slots as pages, so as many that are not hits as pages are missing")
+}
+
+fn refill<T: Copy>(list: &mut Vec<T>, len: usize, value: T) {
+    list.clear();
+    list.resize(len, value);
+}
+
+/// A page that changes its slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Where it is: a slot that is dropped.
+    pub from: u32,
+    /// Where it goes: a slot that is kept.
+    pub to: u32,
+}
+
+/// Cuts the cache to its first `kept` slots; the `kept` youngest pages survive, of equal ages those in lower slots.
+///
+/// ```text
+/// slots   0                  kept                 Q
+///         |------ kept -------|----- dropped ------|
+///            <- survivors of the dropped, to slots whose page does not survive, both ascending
+/// ```
+///
+/// Kept slots get the tags and ages of their pages; dropped ones become empty. Moves never overlap: every `from` is
+/// dropped, every `to` is kept. Not part of a step: it sorts and allocates.
+///
+/// # Panics
+/// There are fewer than `kept` slots, or not one age a tag.
+pub fn shrink(tags: &mut [Tag], ages: &mut [u8], kept: usize) -> Vec<Move> {
+    assert!(kept <= tags.len(), "{kept} of {} slots cannot be kept", tags.len());
+    assert_eq!(tags.len(), ages.len(), "an age a slot");
+    let mut survivors: Vec<usize> = (0..tags.len()).filter(|&slot| tags[slot] != Tag::EMPTY).collect();
+    survivors.sort_by_key(|&slot| ages[slot]);
+    survivors.truncate(kept);
+    survivors.sort_unstable();
+    let (stay, leave) = survivors.split_at(survivors.partition_point(|&slot| slot < kept));
+    let free = (0..kept).filter(|slot| stay.binary_search(slot).is_err());
+    let moves: Vec<Move> =
+        leave.iter().zip(free).map(|(&from, to)| Move { from: from as u32, to: to as u32 }).collect();
+    for &Move { from, to } in &moves {
+        (tags[to as usize], ages[to as usize]) = (tags[from as usize], ages[from as usize]);
+    }
+    tags[kept..].fill(Tag::EMPTY);
+    ages[kept..].fill(0);
+    moves
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_have_quarter_nat_buckets() {
+        for (score, bucket) in [
+            (0.0, 0),
+            (1e-6, 0),
+            (-0.2499, 0),
+            (-0.25, 1),
+            (-1.0, 4),
+            (-15.74, 62),
+            (-15.75, 63),
+            (-99.0, 63),
+            (f32::NEG_INFINITY, 63),
+            (f32::NAN, 63),
+        ] {
+            assert_eq!(score_bucket(score), bucket, "{score}");
+        }
+    }
+
+    /// Slots as `page:age`, `-` where empty.
+    fn slots(text: &str) -> (Vec<Tag>, Vec<u8>) {
+        let slot = |word: &str| match word.split_once(':') {
+            Some((page, age)) => (Tag::of(page.parse().expect("a page")), age.parse().expect("an age")),
+            None => (Tag::EMPTY, 0),
+        };
+        text.split(' ').map(slot).unzip()
+    }
+
+    fn shown(tags: &[Tag], ages: &[u8]) -> String {
+        let slot = |(tag, age): (&Tag, &u8)| tag.page().map_or("-".to_string(), |page| format!("{page}:{age}"));
+        tags.iter().zip(ages).map(slot).collect::<Vec<_>>().join(" ")
+    }
+
+    fn check(before: &str, pages: &[u32], eviction: Eviction, after: &str, misses: &[(usize, u32)]) {
+        let (mut tags, mut ages) = slots(before);
+        // Page 10 + i has a score of -i.
+        let values: Vec<f32> = (0..10).map(|i| -(i as f32)).collect();
+        let mut resolved = Resolved::default();
+        resolve(pages, &mut tags, &mut ages, Scores { first_page: 10, values: &values }, eviction, &mut resolved);
+        assert_eq!(shown(&tags, &ages), after, "{before}");
+        let got: Vec<(usize, u32)> = resolved.misses.iter().map(|miss| (miss.at, miss.slot)).collect();
+        assert_eq!(got, misses, "{before}");
+    }
+
+    #[test]
+    fn victims_are_those_of_the_highest_buckets() {
+        use Eviction::{Age, Score};
+        check("- - -", &[11, 14], Age, "11:0 14:0 -", &[(0, 0), (1, 1)]);
+        check("11:5 14:0 -", &[14, 15], Age, "11:6 14:0 15:0", &[(1, 2)]);
+        check("11:5 14:7 12:5 13:0", &[10, 13], Age, "11:6 10:0 12:6 13:0", &[(0, 1)]);
+        check("11:5 14:7 12:5 13:0", &[10, 13, 16], Age, "10:0 16:0 12:6 13:0", &[(0, 0), (2, 1)]);
+        check("11:63 14:62 12:63", &[15], Age, "15:0 14:63 12:63", &[(0, 0)]);
+        check("11:9 14:0 12:5", &[15], Score, "11:10 15:0 12:6", &[(0, 1)]);
+        check("9:0 14:0 25:5", &[15, 16], Score, "15:0 14:1 16:0", &[(0, 0), (1, 2)]);
+        check("11:9 14:0 12:5", &[], Score, "11:10 14:1 12:6", &[]);
+    }
+
+    #[test]
+    fn the_youngest_pages_survive_a_cut() {
+        for (before, kept, after, moves) in [
+            ("1:3 2:1 3:0 4:1", 2, "3:0 2:1 - -", &[(2, 0)][..]),
+            ("1:3 2:1 - 4:1", 3, "1:3 2:1 4:1 -", &[(3, 2)]),
+            ("- - 3:0 4:1", 1, "3:0 - - -", &[(2, 0)]),
+            ("1:3 2:1", 2, "1:3 2:1", &[]),
+            ("1:3 2:1", 0, "- -", &[]),
+        ] {
+            let (mut tags, mut ages) = slots(before);
+            let got = shrink(&mut tags, &mut ages, kept);
+            let got: Vec<(u32, u32)> = got.iter().map(|one| (one.from, one.to)).collect();
+            assert_eq!((shown(&tags, &ages).as_str(), &got[..]), (after, moves), "{before}");
+        }
+    }
+}
