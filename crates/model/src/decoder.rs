@@ -95,6 +95,11 @@ impl Decoder {
         &self.algorithms
     }
 
+    /// The same, for a study that puts observers around them before it decodes.
+    pub fn algorithms_mut(&mut self) -> &mut Algorithms {
+        &mut self.algorithms
+    }
+
     /// The per-head norms of a layer, where the model has them.
     fn head_norms<'a>(&self, layer: &'a LayerWeights) -> Option<HeadNorms<'a>> {
         let [q, k] = layer.head_norms.as_ref()?;
