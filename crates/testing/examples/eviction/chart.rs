@@ -5,6 +5,7 @@ use crate::policy::{MAIN, Policy};
 use crate::replay::Tally;
 use crate::study::{BETA_MOST, Outcome};
 use std::fmt::Write as _;
+use std::ops::RangeInclusive;
 
 const WIDTH: f64 = 920.0;
 const PANEL_WIDTH: f64 = 360.0;
@@ -20,12 +21,13 @@ struct Line {
     label: &'static str,
 }
 
-const LINES: [Line; 5] = [
-    Line { policy: Policy::Belady, class: "belady", label: "Belady (knows the future)" },
+const LINES: [Line; 6] = [
+    Line { policy: Policy::Belady, class: "belady", label: "Belady" },
     Line { policy: Policy::ExactLru, class: "lru", label: "exact LRU" },
     Line { policy: Policy::AgeBuckets, class: "age", label: "age buckets" },
     Line { policy: Policy::ScoreBuckets, class: "score", label: "score buckets" },
-    Line { policy: Policy::ScoreWithPrefetch, class: "prefetch", label: "score, prefetch k/8" },
+    Line { policy: Policy::FadingBuckets, class: "fading", label: "fading score" },
+    Line { policy: Policy::FadingWithPrefetch, class: "prefetch", label: "fading, prefetch k/8" },
 ];
 
 const STYLE: &str = "\
@@ -34,11 +36,13 @@ const STYLE: &str = "\
  .line { fill: none; stroke-width: 2 }
  .belady { stroke: #1a7f37 } .lru { stroke: #8c959f; stroke-width: 5 } .age { stroke: #0b62a4 }
  .score { stroke: #c2410c } .prefetch { stroke: #8250df; stroke-dasharray: 6 3 }
+ .fading { stroke: #bf3989 }
  .previous { stroke: #57606a; stroke-dasharray: 2 3 }
  @media (prefers-color-scheme: dark) {
   .ground { fill: #0d1117 } text { fill: #e6edf3 } .grid { stroke: #30363d }
   .belady { stroke: #3fb950 } .lru { stroke: #6e7681 } .age { stroke: #58a6ff }
-  .score { stroke: #f0883e } .prefetch { stroke: #bc8cff } .previous { stroke: #8b949e }
+  .score { stroke: #f0883e } .prefetch { stroke: #bc8cff } .fading { stroke: #f778ba }
+  .previous { stroke: #8b949e }
  }
 </style>
 ";
@@ -51,7 +55,7 @@ pub(crate) fn chart(outcomes: &[Outcome]) -> String {
          font-family=\"sans-serif\" font-size=\"12\">\n{STYLE}\
          <rect class=\"ground\" width=\"{WIDTH}\" height=\"{height}\"/>\n\
          <text x=\"{}\" y=\"24\" text-anchor=\"middle\" font-size=\"15\">\
-         Hit ratio of a cache of Q = k (1 + beta) slots, by eviction policy</text>\n",
+         Hit ratio of a cache of Q = k (1 + beta) slots, by eviction policy (scales differ)</text>\n",
         WIDTH / 2.0
     );
     legend(&mut svg);
@@ -64,8 +68,8 @@ pub(crate) fn chart(outcomes: &[Outcome]) -> String {
 }
 
 fn legend(svg: &mut String) {
-    let entries = LINES.iter().map(|line| (line.class, line.label)).chain([("previous", "previous step only")]);
-    for ((class, label), x) in entries.zip([40.0, 235.0, 345.0, 470.0, 605.0, 765.0]) {
+    let entries = LINES.iter().map(|line| (line.class, line.label)).chain([("previous", "last step")]);
+    for ((class, label), x) in entries.zip([16.0, 158.0, 268.0, 388.0, 516.0, 638.0, 802.0]) {
         writeln!(
             svg,
             "<path class=\"line {class}\" d=\"M{x} 50h28\"/><text x=\"{}\" y=\"54\">{label}</text>",
@@ -75,10 +79,20 @@ fn legend(svg: &mut String) {
     }
 }
 
+/// The tenths between which a panel's ratios lie.
+fn tenths(outcome: &Outcome) -> RangeInclusive<u8> {
+    let ratios = || outcome.main.iter().flatten().map(Tally::hit_ratio);
+    let least = ratios().fold(1.0, f64::min);
+    let most = ratios().fold(0.0, f64::max);
+    (least * 10.0).floor() as u8..=(most * 10.0).ceil() as u8
+}
+
 fn panel(svg: &mut String, outcome: &Outcome, left: f64, top: f64) {
     let bottom = top + PANEL_HEIGHT;
     let x = |beta: usize| left + PANEL_WIDTH * beta as f64 / BETA_MOST as f64;
-    let y = |ratio: f64| bottom - PANEL_HEIGHT * ratio;
+    let tenths = tenths(outcome);
+    let (least, most) = (f64::from(*tenths.start()) / 10.0, f64::from(*tenths.end()) / 10.0);
+    let y = |ratio: f64| bottom - PANEL_HEIGHT * (ratio - least) / (most - least);
     let mut say = |line: String| writeln!(svg, "{line}").expect("a string takes it");
     let [model, algorithm] = &outcome.name;
     say(format!(
@@ -87,7 +101,7 @@ fn panel(svg: &mut String, outcome: &Outcome, left: f64, top: f64) {
         top - 10.0,
         outcome.k
     ));
-    for tenth in [0, 2, 4, 6, 8, 10] {
+    for tenth in tenths {
         let ratio = f64::from(tenth) / 10.0;
         say(format!("<path class=\"grid\" d=\"M{left} {:.1}h{PANEL_WIDTH}\"/>", y(ratio)));
         say(format!("<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{ratio:.1}</text>", left - 8.0, y(ratio) + 4.0));
@@ -100,7 +114,7 @@ fn panel(svg: &mut String, outcome: &Outcome, left: f64, top: f64) {
     let previous = outcome.main[of(Policy::ExactLru)][0].hit_ratio();
     say(format!("<path class=\"line previous\" d=\"M{left} {:.1}h{PANEL_WIDTH}\"/>", y(previous)));
     // Exact LRU first, and wide: age buckets lie on it.
-    for line in [&LINES[1], &LINES[0], &LINES[2], &LINES[3], &LINES[4]] {
+    for line in [&LINES[1], &LINES[0], &LINES[2], &LINES[3], &LINES[4], &LINES[5]] {
         let ratios = outcome.main[of(line.policy)].iter().map(Tally::hit_ratio);
         let points: Vec<String> =
             ratios.enumerate().map(|(beta, ratio)| format!("{:.1} {:.1}", x(beta), y(ratio))).collect();

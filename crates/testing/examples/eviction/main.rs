@@ -31,7 +31,7 @@ fn main() {
         ["record", folder, model, ..] => decode::record_texts(Path::new(folder), Path::new(model), &arguments[3..]),
         ["replay", folder, commit, date, json, svg] => {
             let outcomes = study::outcomes(Path::new(folder));
-            write(json, &format!("{:#}\n", study::json(&outcomes, commit, date)));
+            write(json, &study::json(&outcomes, commit, date));
             write(svg, &chart::chart(&outcomes[1]));
         }
         _ => panic!("say record-needle, record or replay; the header of main.rs shows how"),

@@ -4,19 +4,21 @@ use crate::recording::Step;
 use kv::bucketed_lru::BUCKETS;
 use std::collections::HashMap;
 
-/// Who leaves. All but the first two are models, whose slots are compared by a number of any size.
+/// Who leaves. All but the first three are models, whose slots are compared by a number of any size.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Policy {
     /// `kv::bucketed_lru` by age.
     AgeBuckets,
     /// `kv::bucketed_lru` by score.
     ScoreBuckets,
+    /// `kv::bucketed_lru` by the score that fades.
+    FadingBuckets,
     /// Least recently selected, to the step.
     ExactLru,
     /// Lowest score of this step.
     ExactScore,
-    /// The same, and after the step up to k / 8 of the best pages that are not there are fetched.
-    ScoreWithPrefetch,
+    /// The score that fades, and after the step up to k / 8 of the best pages that are not there are fetched.
+    FadingWithPrefetch,
     /// The page whose next use is furthest away.
     Belady,
     /// Lowest score, in `buckets` buckets of `1 / per_nat` nats.
@@ -59,13 +61,17 @@ pub(crate) enum Policy {
     },
 }
 
+/// Score buckets of a nat, as `kv::bucketed_lru` has them.
+const PER_NAT: f32 = 4.0;
+
 /// Lines of the chart.
-pub(crate) const MAIN: [Policy; 6] = [
+pub(crate) const MAIN: [Policy; 7] = [
     Policy::ExactLru,
     Policy::AgeBuckets,
     Policy::ScoreBuckets,
+    Policy::FadingBuckets,
     Policy::ExactScore,
-    Policy::ScoreWithPrefetch,
+    Policy::FadingWithPrefetch,
     Policy::Belady,
 ];
 
@@ -119,9 +125,10 @@ impl Policy {
         match self {
             Policy::AgeBuckets => "age buckets".to_string(),
             Policy::ScoreBuckets => "score buckets".to_string(),
+            Policy::FadingBuckets => "fading score buckets".to_string(),
             Policy::ExactLru => "exact LRU".to_string(),
             Policy::ExactScore => "exact score".to_string(),
-            Policy::ScoreWithPrefetch => "score, prefetch k/8".to_string(),
+            Policy::FadingWithPrefetch => "fading, prefetch k/8".to_string(),
             Policy::Belady => "Belady".to_string(),
             Policy::Buckets { per_nat, buckets } => format!("score, {buckets} buckets of 1/{per_nat} nat"),
             Policy::ScoreAndAge { weight } => format!("score + {weight} age"),
@@ -139,14 +146,17 @@ impl Policy {
         match self {
             Policy::AgeBuckets | Policy::ExactLru => age,
             Policy::ScoreBuckets => f64::from(kv::bucketed_lru::score_bucket(page.score)),
-            Policy::ExactScore | Policy::ScoreWithPrefetch => -f64::from(page.score),
+            Policy::ExactScore => -f64::from(page.score),
             Policy::Belady => uses.next(page.page, step) as f64,
             Policy::Buckets { per_nat, buckets } => bucket(page.score, per_nat, buckets),
             Policy::ScoreAndAge { weight } => {
-                (f64::from((page.score * -4.0).floor()) + (age * weight).floor()).clamp(0.0, 63.0)
+                (f64::from((page.score * -PER_NAT).floor()) + (age * weight).floor()).clamp(0.0, 63.0)
             }
             Policy::MeanScore { .. } | Policy::Frequency { .. } | Policy::Mass { .. } => -page.past,
-            Policy::FadingScore { .. } | Policy::AgeUnderScore { .. } => page.past,
+            Policy::FadingBuckets
+            | Policy::FadingWithPrefetch
+            | Policy::FadingScore { .. }
+            | Policy::AgeUnderScore { .. } => page.past,
         }
     }
 }
@@ -171,6 +181,7 @@ impl Resident {
             Policy::MeanScore { .. } => bounded(score),
             Policy::Frequency { .. } => 1.0,
             Policy::Mass { .. } => f64::from(score).exp(),
+            Policy::FadingWithPrefetch => bucket(score, PER_NAT, BUCKETS),
             Policy::FadingScore { per_nat } => bucket(score, per_nat, BUCKETS),
             _ => 0.0,
         };
@@ -187,6 +198,7 @@ impl Resident {
             Policy::MeanScore { weight } => self.past += weight * (bounded(score) - self.past),
             Policy::Frequency { decay } => self.past = decay * self.past + f64::from(u8::from(is_selected)),
             Policy::Mass { decay } => self.past = decay * self.past + f64::from(score).exp(),
+            Policy::FadingWithPrefetch => self.past = (self.past + 1.0).min(bucket(score, PER_NAT, BUCKETS)),
             Policy::FadingScore { per_nat } => self.past = (self.past + 1.0).min(bucket(score, per_nat, BUCKETS)),
             Policy::AgeUnderScore { .. } if is_selected => self.past = 0.0,
             Policy::AgeUnderScore { per_nat } => self.past = (self.past + 1.0).min(bucket(score, per_nat, BUCKETS)),
@@ -195,6 +207,7 @@ impl Resident {
     }
 }
 
+/// Of a score, 0 the best.
 fn bucket(score: f32, per_nat: f32, buckets: usize) -> f64 {
     f64::from((score * -per_nat).floor().clamp(0.0, buckets as f32 - 1.0))
 }

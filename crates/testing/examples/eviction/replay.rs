@@ -57,6 +57,7 @@ pub(crate) fn replay(steps: &[Step], first_page: usize, uses: &Uses, policy: Pol
     match policy {
         Policy::AgeBuckets => replay_buckets(steps, first_page, Eviction::Age, &pages),
         Policy::ScoreBuckets => replay_buckets(steps, first_page, Eviction::Score, &pages),
+        Policy::FadingBuckets => replay_buckets(steps, first_page, Eviction::FadingScore, &pages),
         _ => replay_model(steps, first_page, uses, policy, &pages),
     }
 }
@@ -72,7 +73,8 @@ fn best_pages(step: &Step, first_page: usize, slots: usize) -> Vec<u32> {
 
 fn replay_buckets(steps: &[Step], first_page: usize, eviction: Eviction, pages: &[u32]) -> Tally {
     let mut tags: Vec<Tag> = pages.iter().map(|page| Tag::of(*page as usize)).collect();
-    let mut ages = vec![0; tags.len()];
+    let scores = Scores { first_page, values: &steps[0].scores };
+    let mut ages: Vec<u8> = pages.iter().map(|page| eviction.first_age(*page as usize, scores)).collect();
     let (mut resolved, mut tally) = (Resolved::default(), Tally::default());
     for (at, step) in steps.iter().enumerate() {
         let scores = Scores { first_page, values: &step.scores };
@@ -88,7 +90,7 @@ fn replay_model(steps: &[Step], first_page: usize, uses: &Uses, policy: Policy, 
     for (at, step) in steps.iter().enumerate() {
         let missed = cache.resolve(at + 1, step, policy, uses);
         let prefetched = match policy {
-            Policy::ScoreWithPrefetch => cache.prefetch(step, step.pages.len() / 8),
+            Policy::FadingWithPrefetch => cache.prefetch(at + 1, step, step.pages.len() / 8, uses),
             _ => 0,
         };
         tally.count(at, step.pages.len(), missed, prefetched);
@@ -154,23 +156,28 @@ impl Cache {
         missing.len()
     }
 
-    /// Fetches up to `most` of the best pages that are not there, each for one of the worst that are.
-    fn prefetch(&mut self, step: &Step, most: usize) -> usize {
+    /// Fetches up to `most` of the best pages that are not there, each for one that is worth less.
+    fn prefetch(&mut self, number: usize, step: &Step, most: usize, uses: &Uses) -> usize {
+        let policy = Policy::FadingWithPrefetch;
         let absent = |at: &usize| !self.holds((self.first_page + at) as u32);
-        let mut absent: Vec<(f64, usize)> =
-            (0..step.scores.len()).filter(absent).map(|at| (f64::from(step.scores[at]), at)).collect();
-        let best = worst(&mut absent, most);
-        let others = self.slots.iter().enumerate().filter(|(_, slot)| step.pages.binary_search(&slot.page).is_err());
-        let mut others: Vec<(f64, usize)> = others.map(|(at, slot)| (-f64::from(slot.score), at)).collect();
-        let mut slots = worst(&mut others, best.len());
-        slots.sort_by(|a, b| self.slots[*a].score.total_cmp(&self.slots[*b].score));
-        let mut best: Vec<(f32, usize)> = best.into_iter().map(|at| (step.scores[at], at)).collect();
-        best.sort_by(|a, b| b.0.total_cmp(&a.0));
+        let absent = (0..step.scores.len()).filter(absent);
+        let mut best: Vec<(f64, usize)> = absent.map(|at| (f64::from(step.scores[at]), at)).collect();
+        let best = worst(&mut best, most);
+        let others = self.slots.iter().enumerate().filter(|(_, slot)| slot.used != number);
+        let mut others: Vec<(f64, usize)> = others.map(|(at, slot)| (policy.rank(slot, number, uses), at)).collect();
+        let slots = worst(&mut others, best.len());
+        let arrivals = best
+            .into_iter()
+            .map(|at| Resident::new(policy, (self.first_page + at) as u32, number - 1, step.scores[at]));
+        let mut arrivals: Vec<Resident> = arrivals.collect();
+        arrivals.sort_by(|a, b| b.score.total_cmp(&a.score));
+        let mut leaving: Vec<(f64, usize)> =
+            slots.into_iter().map(|at| (policy.rank(&self.slots[at], number, uses), at)).collect();
+        leaving.sort_by(|a, b| b.0.total_cmp(&a.0));
         let mut fetched = 0;
-        for (slot, (score, at)) in slots.into_iter().zip(best) {
-            if self.slots[slot].score < score {
-                let page = (self.first_page + at) as u32;
-                self.put(slot, Resident::new(Policy::ScoreWithPrefetch, page, 0, score));
+        for (page, (rank, slot)) in arrivals.into_iter().zip(leaving) {
+            if policy.rank(&page, number, uses) < rank {
+                self.put(slot, page);
                 fetched += 1;
             }
         }

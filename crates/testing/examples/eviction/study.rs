@@ -91,7 +91,7 @@ impl Outcome {
                 "misses_per_step": list(tallies, Tally::misses_per_step, 1e3),
                 "misses_beside_exact_lru_at_default_beta": round(self.beside_lru(tallies[BETA])),
             });
-            if *policy == Policy::ScoreWithPrefetch {
+            if *policy == Policy::FadingWithPrefetch {
                 value["prefetched_per_step"] = json!(list(tallies, Tally::prefetched_per_step, 1e3));
             }
             (policy.name(), value)
@@ -110,17 +110,18 @@ impl Outcome {
     fn line(&self) -> String {
         let lru = self.tally(Policy::ExactLru).misses_per_step();
         let beside = |policy| self.beside_lru(self.tally(policy));
-        let prefetched = self.tally(Policy::ScoreWithPrefetch).prefetched_per_step();
+        let prefetched = self.tally(Policy::FadingWithPrefetch).prefetched_per_step();
         format!(
-            "| {} | {} | {} | {} | {lru:.2} | {:.3} | {:.3} | {:.3} | {:.3} ({:.2} k) | {:.3} |",
+            "| {} | {} | {} | {} | {lru:.2} | {:.3} | {:.3} | {:.3} | {:.3} | {:.3} ({:.2} k) | {:.3} |",
             self.name[0],
             self.name[1],
-            self.texts.join("; "),
+            if self.texts.len() == 1 { &self.texts[0] } else { "all" },
             self.k,
             beside(Policy::AgeBuckets),
             beside(Policy::ScoreBuckets),
+            beside(Policy::FadingBuckets),
             beside(Policy::ExactScore),
-            beside(Policy::ScoreWithPrefetch),
+            beside(Policy::FadingWithPrefetch),
             prefetched / self.k as f64,
             beside(Policy::Belady),
         )
@@ -137,8 +138,10 @@ pub(crate) fn outcomes(folder: &Path) -> [Vec<Outcome>; 2] {
     let mut paths: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "selections"));
     paths.sort();
-    println!("| model | algorithm | text | k | exact LRU | age | score | exact score | prefetch | Belady |");
-    println!("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+    println!(
+        "| model | algorithm | text | k | exact LRU | age | score | fading score | exact score | prefetch | Belady |"
+    );
+    println!("| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
     let (mut each, mut sums): (Vec<Outcome>, Vec<Outcome>) = Default::default();
     for path in paths {
         let recording = Recording::read(&path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()));
@@ -166,15 +169,20 @@ pub(crate) fn outcomes(folder: &Path) -> [Vec<Outcome>; 2] {
     [each, sums]
 }
 
-/// The result file.
-pub(crate) fn json([each, sums]: &[Vec<Outcome>; 2], commit: &str, date: &str) -> Value {
-    let list = |outcomes: &[Outcome]| outcomes.iter().map(Outcome::json).collect::<Vec<_>>();
-    json!({
+/// The result file: an outcome a line.
+pub(crate) fn json([each, sums]: &[Vec<Outcome>; 2], commit: &str, date: &str) -> String {
+    let head = json!({
         "what": "eviction policies of a sparsely resident sequence's slots, replayed on selections of real decodes",
         "hardware": "CPU only; nothing is timed",
         "command": "eviction record-needle FOLDER; eviction record FOLDER MODEL NAME=FILES...; eviction replay FOLDER",
         "commit": commit, "date": date, "betas": (0..=BETA_MOST).collect::<Vec<_>>(), "default_beta": BETA,
         "warm_up_steps_not_counted": WARM_UP_STEPS,
-        "by_model_and_algorithm": list(sums), "by_recording": list(each),
-    })
+    });
+    let lines = |outcomes: &[Outcome]| {
+        let lines: Vec<String> = outcomes.iter().map(|outcome| format!("  {}", outcome.json())).collect();
+        format!("[\n{}\n ]", lines.join(",\n"))
+    };
+    let fields = head.as_object().expect("an object").iter();
+    let fields: String = fields.map(|(name, value)| format!(" \"{name}\": {value},\n")).collect();
+    format!("{{\n{fields} \"by_model_and_algorithm\": {},\n \"by_recording\": {}\n}}\n", lines(sums), lines(each))
 }
