@@ -69,7 +69,7 @@ pub(crate) fn chart(outcomes: &[Outcome]) -> String {
 
 fn legend(svg: &mut String) {
     let entries = LINES.iter().map(|line| (line.class, line.label)).chain([("previous", "last step")]);
-    for ((class, label), x) in entries.zip([16.0, 158.0, 268.0, 388.0, 516.0, 638.0, 802.0]) {
+    for ((class, label), x) in entries.zip([60.0, 158.0, 268.0, 388.0, 516.0, 638.0, 802.0]) {
         writeln!(
             svg,
             "<path class=\"line {class}\" d=\"M{x} 50h28\"/><text x=\"{}\" y=\"54\">{label}</text>",
