@@ -36,13 +36,19 @@ impl Tag {
     }
 }
 
+/// The age of a page of which nothing is known yet: it goes first, and the first step gives it a better one.
+pub const AGE_UNKNOWN: u8 = LAST_BUCKET;
+
 /// By what the pages that a step does not select are ordered; the highest bucket goes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Eviction {
     /// Steps since the page was last selected.
     Age,
     /// The page's selection score in this step.
     Score,
+    /// The best score bucket that the page had since it came, which every step makes one worse.
+    #[default]
+    FadingScore,
 }
 
 /// One step's selection scores: the log of the softmax over the candidates, the maximum over the group.
@@ -103,13 +109,21 @@ pub fn score_bucket(score: f32) -> u8 {
 /// Finds a slot for each of the step's pages (ascending, distinct), as follows.
 ///
 /// 1. A slot whose tag is among the pages is a hit. `n` is the number of pages that no slot holds.
-/// 2. Every other slot has a bucket: an empty one 64; else under [`Eviction::Age`] its age as it was before this step,
-///    under [`Eviction::Score`] the [`score_bucket`] of its page's score in this step.
-/// 3. Ages, under both: a hit's becomes 0, an empty slot's stays 0, any other's becomes `min(age + 1, 63)`.
-/// 4. `T` is the largest bucket such that at least `n` slots that are not hits have a bucket of `T` or more. Victims
-///    are all such slots above `T`, and as many of those at `T`, lowest slots first, as make `n` in all.
+/// 2. A slot that is not empty has an age, from 0 to 63; an empty slot's is 0 and stays 0. In this step
+///
+///    ```text
+///                    age of a hit               age of another            age of a page that comes
+///    Age, Score      0                          min(age + 1, 63)          0
+///    FadingScore     min(age + 1, bucket)       min(age + 1, bucket)      bucket
+///    ```
+///
+///    becomes its age; `bucket` is the [`score_bucket`] of the page's score in this step.
+/// 3. Every slot that is not a hit has an eviction bucket: an empty one 64; else under [`Eviction::Age`] its age as it
+///    was before this step, under [`Eviction::Score`] `bucket`, under [`Eviction::FadingScore`] its new age.
+/// 4. `T` is the largest eviction bucket such that at least `n` slots that are not hits have `T` or more. Victims are
+///    all such slots above `T`, and as many of those at `T`, lowest slots first, as make `n` in all.
 /// 5. Victims in ascending order of slots take the missing pages in ascending order of pages: each gets its page's
-///    tag and age 0.
+///    tag and age.
 ///
 /// `scores` is not read under [`Eviction::Age`]. Before the call no page is in two slots; after it neither.
 ///
@@ -135,24 +149,12 @@ pub fn resolve(
     let mut counts = [0; BUCKETS + 1];
     let mut missing = pages.len();
     for (slot, (tag, age)) in tags.iter().zip(&mut *ages).enumerate() {
-        let standing = match tag.page() {
-            None => Standing::Bucket(EMPTY_BUCKET),
-            Some(page) => match pages.binary_search(&(page as u32)) {
-                Ok(at) => {
-                    (slots[at], found[at]) = (slot as u32, true);
-                    missing -= 1;
-                    *age = 0;
-                    Standing::Hit
-                }
-                Err(_) => {
-                    let before = std::mem::replace(age, (*age + 1).min(LAST_BUCKET));
-                    Standing::Bucket(match eviction {
-                        Eviction::Age => before,
-                        Eviction::Score => score_bucket(scores.of(page)),
-                    })
-                }
-            },
-        };
+        let at = tag.page().and_then(|page| pages.binary_search(&(page as u32)).ok());
+        if let Some(at) = at {
+            (slots[at], found[at]) = (slot as u32, true);
+            missing -= 1;
+        }
+        let standing = eviction.pass(*tag, age, at.is_some(), scores);
         if let Standing::Bucket(bucket) = standing {
             counts[usize::from(bucket)] += 1;
         }
@@ -171,11 +173,40 @@ pub fn resolve(
     let victims = standings.iter().enumerate().filter_map(is_victim);
     let absent = (0..pages.len()).filter(|&at| !found[at]);
     for (at, slot) in absent.zip(victims) {
-        (tags[slot], ages[slot]) = (Tag::of(pages[at] as usize), 0);
+        let page = pages[at] as usize;
+        (tags[slot], ages[slot]) = (Tag::of(page), eviction.first_age(page, scores));
         slots[at] = slot as u32;
         misses.push(Miss { at, slot: slot as u32 });
     }
     debug_assert_eq!(misses.len(), missing);
+}
+
+impl Eviction {
+    /// The age of a page that comes into a slot: by a miss, or because its sequence becomes sparsely resident.
+    pub fn first_age(self, page: usize, scores: Scores<'_>) -> u8 {
+        match self {
+            Eviction::Age | Eviction::Score => 0,
+            Eviction::FadingScore => score_bucket(scores.of(page)),
+        }
+    }
+
+    /// Makes a slot a step older; how it stands in the step.
+    fn pass(self, tag: Tag, age: &mut u8, is_hit: bool, scores: Scores<'_>) -> Standing {
+        let Some(page) = tag.page() else { return Standing::Bucket(EMPTY_BUCKET) };
+        let before = *age;
+        let older = (before + 1).min(LAST_BUCKET);
+        *age = match self {
+            Eviction::FadingScore => older.min(score_bucket(scores.of(page))),
+            Eviction::Age | Eviction::Score if is_hit => 0,
+            Eviction::Age | Eviction::Score => older,
+        };
+        match self {
+            _ if is_hit => Standing::Hit,
+            Eviction::Age => Standing::Bucket(before),
+            Eviction::Score => Standing::Bucket(score_bucket(scores.of(page))),
+            Eviction::FadingScore => Standing::Bucket(*age),
+        }
+    }
 }
 
 /// The largest bucket that `wanted` slots reach, and how many of them lie in that bucket itself.
@@ -286,7 +317,7 @@ mod tests {
 
     #[test]
     fn victims_are_those_of_the_highest_buckets() {
-        use Eviction::{Age, Score};
+        use Eviction::{Age, FadingScore, Score};
         check("- - -", &[11, 14], Age, "11:0 14:0 -", &[(0, 0), (1, 1)]);
         check("11:5 14:0 -", &[14, 15], Age, "11:6 14:0 15:0", &[(1, 2)]);
         check("11:5 14:7 12:5 13:0", &[10, 13], Age, "11:6 10:0 12:6 13:0", &[(0, 1)]);
@@ -295,6 +326,8 @@ mod tests {
         check("11:9 14:0 12:5", &[15], Score, "11:10 15:0 12:6", &[(0, 1)]);
         check("9:0 14:0 25:5", &[15, 16], Score, "15:0 14:1 16:0", &[(0, 0), (1, 2)]);
         check("11:9 14:0 12:5", &[], Score, "11:10 14:1 12:6", &[]);
+        check("11:9 14:2 - 12:8", &[11, 15], FadingScore, "11:4 14:3 15:20 12:8", &[(1, 2)]);
+        check("11:9 14:2 12:8", &[11, 15], FadingScore, "11:4 14:3 15:20", &[(1, 2)]);
     }
 
     #[test]

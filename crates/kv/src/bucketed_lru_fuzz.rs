@@ -12,13 +12,24 @@ fn model(
     pages: &[u32],
     slots: &mut Slots,
     count: usize,
-    bucket: impl Fn(u32, u8) -> usize,
+    eviction: Eviction,
+    bucket: impl Fn(u32) -> u8,
 ) -> (Vec<usize>, Vec<(usize, usize)>) {
     let held: HashMap<u32, usize> = slots.iter().map(|(slot, (page, _))| (*page, *slot)).collect();
+    let fades = eviction == Eviction::FadingScore;
+    let older = |page: u32, age: u8| match fades {
+        true => bucket(page).min(age + 1),
+        false => (age + 1).min(BUCKETS as u8 - 1),
+    };
+    let rank = |page: u32, age: u8| match eviction {
+        Eviction::Age => age,
+        Eviction::Score => bucket(page),
+        Eviction::FadingScore => older(page, age),
+    };
     let mut free: Vec<(usize, usize)> = (0..count)
         .filter_map(|slot| match slots.get(&slot) {
             None => Some((BUCKETS, slot)),
-            Some((page, age)) => (!pages.contains(page)).then(|| (bucket(*page, *age), slot)),
+            Some((page, age)) => (!pages.contains(page)).then(|| (usize::from(rank(*page, *age)), slot)),
         })
         .collect();
     free.sort_by_key(|&(bucket, slot)| (std::cmp::Reverse(bucket), slot));
@@ -26,11 +37,11 @@ fn model(
     let mut victims: Vec<usize> = free.into_iter().take(missing.len()).map(|(_, slot)| slot).collect();
     victims.sort_unstable();
     for (page, age) in slots.values_mut() {
-        *age = if pages.contains(page) { 0 } else { (*age + 1).min(BUCKETS as u8 - 1) };
+        *age = if pages.contains(page) && !fades { 0 } else { older(*page, *age) };
     }
     let misses: Vec<(usize, usize)> = missing.into_iter().zip(victims).collect();
     for &(at, slot) in &misses {
-        slots.insert(slot, (pages[at], 0));
+        slots.insert(slot, (pages[at], if fades { bucket(pages[at]) } else { 0 }));
     }
     let places: HashMap<u32, usize> = slots.iter().map(|(slot, (page, _))| (*page, *slot)).collect();
     (pages.iter().map(|page| places[page]).collect(), misses)
@@ -60,14 +71,11 @@ impl Run {
         let seed = *seed;
         let held: Vec<bool> = pages.iter().map(|page| tags.contains(&Tag::of(*page as usize))).collect();
         resolve(pages, tags, ages, scores, eviction, resolved);
-        let bucket = |page: u32, age: u8| match eviction {
-            Eviction::Age => usize::from(age),
-            Eviction::Score => {
-                let at = (page as usize).wrapping_sub(scores.first_page);
-                usize::from(scores.values.get(at).map_or(BUCKETS as u8 - 1, |score| score_bucket(*score)))
-            }
+        let bucket = |page: u32| {
+            let at = (page as usize).wrapping_sub(scores.first_page);
+            scores.values.get(at).map_or(BUCKETS as u8 - 1, |score| score_bucket(*score))
         };
-        let (places, misses) = model(pages, slots, tags.len(), bucket);
+        let (places, misses) = model(pages, slots, tags.len(), eviction, bucket);
         let got: Vec<usize> = resolved.slots.iter().map(|slot| *slot as usize).collect();
         assert_eq!(got, places, "seed {seed}");
         let got: Vec<(usize, usize)> = resolved.misses.iter().map(|miss| (miss.at, miss.slot as usize)).collect();
@@ -131,7 +139,7 @@ fn run(seed: u64) {
             _ => noise.below(2000) as f32 / -100.0,
         };
         let values: Vec<f32> = (0..universe - noise.below(4)).map(|_| score(&mut noise)).collect();
-        let eviction = if seed.is_multiple_of(2) { Eviction::Age } else { Eviction::Score };
+        let eviction = [Eviction::Age, Eviction::Score, Eviction::FadingScore][seed as usize % 3];
         run.step(&pages, Scores { first_page, values: &values }, eviction);
         if noise.below(40) == 0 {
             run.cut(noise.below(run.tags.len() + 1));

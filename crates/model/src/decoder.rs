@@ -96,6 +96,11 @@ impl Decoder {
         &self.algorithms
     }
 
+    /// The same, for a study that puts observers around them before it decodes.
+    pub fn algorithms_mut(&mut self) -> &mut Algorithms {
+        &mut self.algorithms
+    }
+
     /// The per-head norms of a layer, where the model has them.
     fn head_norms<'a>(&self, layer: &'a LayerWeights) -> Option<HeadNorms<'a>> {
         let [q, k] = layer.head_norms.as_ref()?;
@@ -117,7 +122,7 @@ impl ModelConfig {
             vocab: self.vocab_size,
             pool_rows,
             dram_rows: 0,
-            eviction: Eviction::Score,
+            eviction: Eviction::default(),
             max_lanes: limits.max_lanes,
             max_tokens: limits.max_tokens,
             rope: Rope { inv_freq: self.rope.inv_freq.clone(), attention_factor: self.rope.attention_factor },

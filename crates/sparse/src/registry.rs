@@ -101,6 +101,11 @@ impl Algorithms {
         &self.specs
     }
 
+    /// Puts each into what stands in its place: a study's observer, around the algorithm itself.
+    pub fn replace_each(&mut self, with: impl FnMut(Box<dyn Algorithm>) -> Box<dyn Algorithm>) {
+        self.list = std::mem::take(&mut self.list).into_iter().map(with).collect();
+    }
+
     /// One of them.
     pub fn get(&self, id: AlgorithmId) -> &dyn Algorithm {
         self.list[usize::from(id.0)].as_ref()

@@ -43,7 +43,7 @@ impl RigOptions {
         let limits = DecoderLimits { max_lanes: lanes, max_tokens, prefill_tokens: max_tokens.min(32_768) };
         let pool_rows = (lanes + 1) * (kv::geometry::pages(max_tokens) * 5 / 4 + 8);
         let (cpu, cost) = (CpuOptions::default(), CostModel::conservative);
-        let eviction = Eviction::Score;
+        let eviction = Eviction::default();
         RigOptions { cpu, cost, limits, pool_rows, dram_rows: 0, eviction, unit_seconds: 0.05, decode_share: 0.5 }
     }
 

@@ -6,10 +6,8 @@ use backend::{
 };
 use kv::{LaneId, RowId, Selection, TokenId, geometry};
 use model::{Decoder, DecoderLimits, Forward, Opened, PassView};
+use sparse::Algorithm;
 use std::sync::Arc;
-
-/// The only lane in use; not 0, so that a mix-up of lane and row shows.
-const LANE: LaneId = LaneId(1);
 
 /// A decoder, a pool and one sequence in it.
 pub struct Solo {
@@ -23,6 +21,9 @@ pub struct Solo {
 }
 
 impl Solo {
+    /// The only lane in use; not 0, so that a mix-up of lane and row shows.
+    pub const LANE: LaneId = LaneId(1);
+
     /// Loads a model for a sequence of at most `max_tokens` under an algorithm; `adjust` changes its selection.
     ///
     /// # Panics
@@ -54,6 +55,21 @@ impl Solo {
             len: 0,
             decoder,
         }
+    }
+
+    /// Puts an observer around each algorithm of the decoder.
+    pub fn observe(&mut self, with: impl FnMut(Box<dyn Algorithm>) -> Box<dyn Algorithm>) {
+        self.decoder.algorithms_mut().replace_each(with);
+    }
+
+    /// The row of each page.
+    pub fn kv_rows(&self) -> &[RowId] {
+        &self.kv_rows
+    }
+
+    /// What it selects by.
+    pub fn selection(&self) -> &Selection {
+        &self.selection
     }
 
     /// Tokens in rows.
@@ -97,7 +113,7 @@ impl Solo {
                 decoder.prefill_scatter(runtime, &pass, layer);
                 decoder.prefill_index(runtime, self.algorithm, layer, &self.kv_rows, &self.summary_rows, (0, indexed));
             }
-            decoder.prefill_sample(runtime, &pass, &[LANE]);
+            decoder.prefill_sample(runtime, &pass, &[Self::LANE]);
         });
         let mut output = runtime.collect(runtime.fence()).expect("the device works");
         output.prefilled.remove(0)
@@ -114,12 +130,12 @@ impl Solo {
             measure_mass,
             retrieves: false,
         };
-        let mut input = StepInput { active: vec![LANE], ..StepInput::default() };
-        input.forced.extend(forced.map(|token| (LANE, token)));
+        let mut input = StepInput { active: vec![Self::LANE], ..StepInput::default() };
+        input.forced.extend(forced.map(|token| (Self::LANE, token)));
         let page = self.len / kv::PAGE_TOKENS;
         if self.len.is_multiple_of(kv::PAGE_TOKENS) {
             let (table, row) = (RowTableKind::Kv, self.kv_rows[page]);
-            input.rows.push(RowDelta { lane: LANE, table, index: page, row });
+            input.rows.push(RowDelta { lane: Self::LANE, table, index: page, row });
         }
         self.len += 1;
         let (runtime, decoder) = (self.runtime.as_ref(), &self.decoder);
@@ -129,7 +145,7 @@ impl Solo {
 
     fn start(&self, sampling: Sampling, first: FirstInput) -> LaneStart {
         LaneStart {
-            lane: LANE,
+            lane: Self::LANE,
             algorithm: self.algorithm,
             selection: self.selection,
             len: self.len,

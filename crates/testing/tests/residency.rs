@@ -89,7 +89,7 @@ fn answers(rig: &Rig) -> (Vec<Answer>, Metrics) {
 }
 
 fn alone() -> (Rig, Vec<Answer>, usize) {
-    let roomy = rig(4000, 0, Eviction::Score);
+    let roomy = rig(4000, 0, Eviction::default());
     let want = (0..CASES.len()).map(|case| roomy.answer(request(&roomy, case))).collect();
     let all = (0..CASES.len()).map(|case| demand(&roomy, case, Residence::Full).total().pool()).sum();
     (roomy, want, all)
@@ -104,7 +104,7 @@ fn answers_are_the_same_however_few_rows_there_are() {
     });
     let least = least.max().expect("there are cases");
     for pool_rows in [all, all / 2, all / 4, least] {
-        for eviction in [Eviction::Age, Eviction::Score] {
+        for eviction in [Eviction::Age, Eviction::Score, Eviction::FadingScore] {
             let (got, metrics) = answers(&rig(pool_rows, 3000, eviction));
             assert_eq!(got, want, "{pool_rows} of {all} rows, {eviction:?}");
             let fetched = metrics.page_misses_total;
@@ -116,16 +116,16 @@ fn answers_are_the_same_however_few_rows_there_are() {
 
 #[test]
 fn below_one_sequences_least_it_is_refused_with_both_sizes() {
-    let needs = demand(&rig(4000, 0, Eviction::Score), 7, Residence::Sparse);
+    let needs = demand(&rig(4000, 0, Eviction::default()), 7, Residence::Sparse);
     let least = needs.total().pool() + budget::slots(needs.selected_most(), budget::BETA_FLOOR);
-    let small = rig(least - 1, 3000, Eviction::Score);
+    let small = rig(least - 1, 3000, Eviction::default());
     let refusal = small.engine.submit(request(&small, 7)).map(drop).expect_err("a row is missing");
     assert!(matches!(refusal, Refusal::NeverFits { wanted_rows, .. } if wanted_rows == least), "{refusal}");
     let dram = needs.total().dram;
-    let small = rig(least, dram - 1, Eviction::Score);
+    let small = rig(least, dram - 1, Eviction::default());
     let refusal = small.engine.submit(request(&small, 7)).map(drop).expect_err("a row of host memory is missing");
     assert!(matches!(refusal, Refusal::NeverFitsDram { wanted_rows, .. } if wanted_rows == dram), "{refusal}");
-    rig(least, dram, Eviction::Score).answer(request(&small, 7));
+    rig(least, dram, Eviction::default()).answer(request(&small, 7));
 }
 
 /// A held document and questions of every algorithm behind it, of which there is no room for all.
@@ -156,8 +156,8 @@ fn forks(rig: &Rig) -> Vec<Answer> {
 
 #[test]
 fn forks_answer_the_same_wherever_their_parent_is() {
-    let want = forks(&rig(4000, 0, Eviction::Score));
+    let want = forks(&rig(4000, 0, Eviction::default()));
     for pool_rows in [700, 450, 420] {
-        assert_eq!(forks(&rig(pool_rows, 3000, Eviction::Score)), want, "{pool_rows} rows");
+        assert_eq!(forks(&rig(pool_rows, 3000, Eviction::default())), want, "{pool_rows} rows");
     }
 }

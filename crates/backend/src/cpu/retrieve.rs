@@ -7,7 +7,7 @@ use super::array::Array;
 use super::lanes::Lane;
 use super::runtime::CpuRuntime;
 use crate::{AlgorithmId, BackendError, CacheChange, MemoryUse, Retrieved, RuntimeShape};
-use kv::bucketed_lru::{self, Resolved, Scores, Tag};
+use kv::bucketed_lru::{self, AGE_UNKNOWN, Resolved, Scores, Tag};
 use kv::{LaneId, PAGE_TOKENS, PageEntry, RowId};
 use std::cell::RefCell;
 use std::sync::{Mutex, PoisonError};
@@ -86,11 +86,11 @@ impl SlotStates {
     /// Rows become slots: each of their frames holds the given page, or nothing.
     pub fn join(&self, shape: &RuntimeShape, rows: impl IntoIterator<Item = (RowId, Option<usize>)>) {
         for (row, page) in rows {
-            let tag = page.map_or(Tag::EMPTY, Tag::of);
+            let (tag, age) = page.map_or((Tag::EMPTY, 0), |page| (Tag::of(page), AGE_UNKNOWN));
             for layer in 0..shape.geometry.layers {
                 for head in 0..shape.geometry.kv_heads {
                     // SAFETY: no op runs beside the ones between steps.
-                    unsafe { self.set(self.at(shape, layer, head, row), tag, 0) };
+                    unsafe { self.set(self.at(shape, layer, head, row), tag, age) };
                 }
             }
         }
