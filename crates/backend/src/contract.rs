@@ -270,8 +270,13 @@ pub trait Runtime: Inspect + Send + Sync {
     /// Gives a lane other cache rows.
     fn change_cache(&self, change: &CacheChange);
 
-    /// Rows of host memory that can be used by now; never fewer later. The shape's, unless memory is still being made.
+    /// Rows of host memory that can be used by now; never fewer later.
     fn dram_rows(&self) -> usize;
+
+    /// Whether there will be more of them: memory is still being made.
+    fn dram_grows(&self) -> bool {
+        false
+    }
 
     /// Runs prefill and Index ops in stream order behind what was launched.
     fn enqueue(&self, record: &mut (dyn FnMut() + Send));

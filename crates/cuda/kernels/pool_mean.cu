@@ -37,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(POOL_THREADS)
     int eights = d / 8;
     for (int n = threadIdx.x; n < (unit.end - unit.first) * vectors * eights; n += POOL_THREADS) {
         int page = unit.first + n / (vectors * eights), vector = n / eights % vectors, c = n % eights * 8;
-        const bf16* source = frame(rt, unit.kv_rows[page], layer, head) + vector * PAGE_TOKENS * d;
+        const bf16* source = home_frame(rt, unit.kv_rows[page], layer, head) + vector * PAGE_TOKENS * d;
         bf16* target = frame(rt, unit.summary_rows[page / row_pages], layer, head);
         target += (page % row_pages * vectors + vector) * d;
         *(uint4*)(target + c) = sum_of_page(source + c, d, vector == 0 ? 0.125f : 1.0f);

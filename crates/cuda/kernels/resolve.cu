@@ -6,10 +6,10 @@
 
 constexpr int THREADS = 512;
 constexpr int WARPS = THREADS / 32;
-constexpr int AT_ONCE = 4;           // slots that a thread has under way
-constexpr int BATCH = 32 * AT_ONCE;  // slots that a warp has under way
-constexpr int EMPTY = BUCKETS - 1;   // bucket of an empty slot
-constexpr int NONE = -1;             // of a slot that is not to be chosen
+constexpr int AT_ONCE = 4;          // slots that a thread has under way
+constexpr int BATCH = 32 * AT_ONCE; // slots that a warp has under way
+constexpr int EMPTY = BUCKETS - 1;  // bucket of an empty slot
+constexpr int NONE = -1;            // of a slot that is not to be chosen
 
 // ---- sets of numbers, as bitmaps
 
@@ -154,9 +154,6 @@ struct Walk {
     Bar bar;
     int above, ties; // slots passed that are above the bar, and in its bucket
 
-    // How many of the slots passed are chosen.
-    __device__ __forceinline__ int chosen() const { return above + min(ties, bar.ties); }
-
     // Passes 32 slots, this thread's with bucket `own`: whether it is chosen, and as which of all.
     __device__ __forceinline__ bool next(int own, int thread, int& rank) {
         unsigned before = (1u << thread) - 1;
@@ -213,6 +210,7 @@ struct Step {
     const unsigned* rows; // of the slots
     Plane plane;
     const float* scores;  // by page; null where ages decide
+    bool fades;           // ages are the best score buckets so far, each step one worse
     unsigned* list;       // selected pages' entries, in the order of pages
     Set selected;         // pages below `end`
     Set found;            // the selected pages' places in the list; first those of hits, then those of misses
@@ -268,11 +266,12 @@ struct Slots {
             if (end <= slot) {
                 continue;
             }
-            int older = hit || empty ? 0 : min(age[n] + 1, AGE_MAX);
+            int older = min(age[n] + 1, AGE_MAX), scored = step.scores ? score_bucket(score[n]) : age[n];
+            older = empty ? 0 : step.fades ? min(older, scored) : hit ? 0 : older;
             if (older != age[n]) {
                 step.plane.ages[row[n]] = older;
             }
-            int bucket = empty ? EMPTY : step.scores ? score_bucket(score[n]) : age[n];
+            int bucket = empty ? EMPTY : step.fades ? older : scored;
             step.buckets[slot] = hit ? NONE : bucket;
             if (hit) {
                 int place = before[n] + __popc(word[n] & (bit - 1));
@@ -326,8 +325,8 @@ __device__ __forceinline__ void gather(const signed char* buckets, Run run, Walk
     }
 }
 
-// Missing pages take the frames of the slots that the walk chooses, both ascending. These are gathered
-// first, so that few warps look for the pages. `chosen` is shared, one a thread; every thread calls it.
+// Missing pages take the frames of the slots that the walk chooses, both ascending. These are gathered first, so that
+// few warps look for the pages. `chosen` is shared, one a thread; every thread calls it.
 __device__ __forceinline__ void replace(const Step& step, Run run, Walk walk, int misses, int* chosen, Fetch* fetches,
                                         int head, int thread) {
 #pragma unroll 1
@@ -339,8 +338,9 @@ __device__ __forceinline__ void replace(const Step& step, Run run, Walk walk, in
             unsigned row = step.rows[chosen[threadIdx.x]];
             int place = step.found.at(rank);
             unsigned entry = step.list[place];
-            step.plane.tags[row] = step.selected.at(place) + 1;
-            step.plane.ages[row] = 0;
+            int page = step.selected.at(place);
+            step.plane.tags[row] = page + 1;
+            step.plane.ages[row] = step.fades ? score_bucket(step.scores[page]) : 0;
             step.list[place] = page_entry(row, 0, PAGE_TOKENS);
             fetches[rank] = {entry_row(entry), row, head};
         }
@@ -352,13 +352,17 @@ __device__ __forceinline__ void replace(const Step& step, Run run, Walk walk, in
 // slot whose page was not selected: empty ones first, then by age (or score) bucket, oldest first, then in slot order.
 // Page lists get the slots' rows, and `fetches` what has to be copied into them before Attend; the order of one block's
 // fetches is fixed, that of blocks is not. The rule is kv::bucketed_lru's; ages of empty slots stay 0.
-// Grid (kv_heads, rows), 512 threads. Shared: 8 bytes for each 32 pages of a sequence and each 32 cache rows, and 1
-// for each cache row.
-// Bytes: row, tag and age of the slots, and ages written: 10 B or, where rows lie scattered, 4 sectors of 32 B: 1,536
-// slots x 160 (lane, head) pairs 2.5 MB or 31 MB of L2, up to 6 us; besides it is some 9 reads in a row, a dozen
-// barriers and 600 instructions a warp, about 5 us.
+// A lane's selected pages are no more than its cache rows, and no page is in two slots. Lanes without a cache cost
+// their blocks' start. Follows topk; `retrieve` follows before the next layer's.
+// Grid (kv_heads, rows), 512 threads. Shared: 8 bytes for each 32 pages of a sequence and each 32 cache rows (rounded
+// up), and 1 for each cache row.
+// Bytes: rows, tags, ages and ages written, 10 for each slot, 2.5 MB at 1,536 slots x 160 (lane, head) pairs: 1 us. Its
+// time is that of instructions, 900 a warp and two blocks on some multiprocessors, and of seven reads in a row: 7 us.
+// That is where a lane's rows come in runs: rows of many lanes by turns make blocks write ages in the same sectors, 12
+// us more (measured; runs of 8 rows cost 0.5).
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    resolve(const __grid_constant__ Runtime rt, const __grid_constant__ Residency residency, int algorithm, int layer) {
+    resolve(const __grid_constant__ Runtime rt, int algorithm, int layer) {
+    const Residency& residency = rt.residency;
     extern __shared__ unsigned shared[];
     __shared__ int counts[BUCKETS], sums[WARPS], first_fetch;
     __shared__ int2 parts[WARPS];
@@ -379,8 +383,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     size_t number = (size_t)i * rt.kv_heads + head;
     Step step;
     step.rows = residency.cache_rows + (size_t)id * residency.max_cache_rows;
-    step.plane = plane_of(rt, residency, layer, head);
-    step.scores = residency.by_score ? rt.reduced + number * rt.max_pages : nullptr;
+    step.plane = plane_of(rt, layer, head);
+    step.scores = residency.eviction != BY_AGE ? rt.reduced + number * rt.max_pages : nullptr;
+    step.fades = residency.eviction == FADING_SCORE;
     step.list = rt.page_list + number * rt.max_pages + lane.selection.sink_pages;
     step.end = cache->end;
     step.counts = counts;
@@ -431,17 +436,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 // Cuts a lane's cache of `rows` rows down to its first `kept`. For each (layer, head) the `kept` youngest pages stay,
 // of one age those in the lower slots: where they are, or, from slots that go, in those whose pages go, both ascending.
 // Frames of the slots that go are empty afterwards.
-// Grid (kv_heads, layers), 512 threads. Shared: 3 bytes for every 2 rows.
+// Grid (kv_heads, layers), 512 threads. Shared: 16 bytes for each 32 rows (rounded up), and 1 for each row.
 // Bytes: frames that move, read and written: at most half the cache, 1.6 GB at 1,536 rows of 1 MiB, 0.55 ms at 3 TB/s.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
-    shrink_cache(const __grid_constant__ Runtime rt, const __grid_constant__ Residency residency, int lane, int rows,
-                 int kept) {
+    shrink_cache(const __grid_constant__ Runtime rt, int lane, int rows, int kept) {
+    const Residency& residency = rt.residency;
     extern __shared__ unsigned shared[];
     __shared__ int counts[BUCKETS], sums[WARPS];
     __shared__ int2 parts[WARPS];
     int head = blockIdx.x, layer = blockIdx.y, warp = threadIdx.x / 32, thread = threadIdx.x % 32;
     const unsigned* row_of = residency.cache_rows + (size_t)lane * residency.max_cache_rows;
-    Plane plane = plane_of(rt, residency, layer, head);
+    Plane plane = plane_of(rt, layer, head);
     unsigned* left = shared;
     Set movers = set_in(left, rows), gaps = set_in(left, rows);
     signed char* youth = (signed char*)left;
@@ -490,15 +495,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 }
 
 // Rows join a lane's cache: `joins` [count][row, tag], the tag (0, or a page plus 1 that the row holds for all layers
-// and heads) becomes that of all the row's frames, young ones.
+// and heads) becomes that of all the row's frames. A page of which
+// nothing else is known goes first.
 // Grid (count / 256, rounded up; layers * kv_heads), 256 threads.
-extern "C" __global__ void join_cache(const __grid_constant__ Runtime rt, const __grid_constant__ Residency residency,
+extern "C" __global__ void join_cache(const __grid_constant__ Runtime rt,
                                       const uint2* joins, int count) {
+    const Residency& residency = rt.residency;
     int n = blockIdx.x * blockDim.x + threadIdx.x;
     if (n < count) {
         uint2 join = joins[n];
-        Plane plane = plane_of(rt, residency, 0, blockIdx.y);
+        Plane plane = plane_of(rt, 0, blockIdx.y);
         plane.tags[join.x] = join.y;
-        plane.ages[join.x] = 0;
+        plane.ages[join.x] = join.y ? AGE_MAX : 0;
     }
 }

@@ -8,7 +8,8 @@
 // Bytes: pages over the link at 51 GB/s, 80 ns for one of 4 KiB, behind some 6 us of latency: 1,024 in 90 us, 4,096 in
 // 340 us.
 extern "C" __global__ void __launch_bounds__(512)
-    retrieve(const __grid_constant__ Runtime rt, const __grid_constant__ Residency residency, int layer) {
+    retrieve(const __grid_constant__ Runtime rt, int layer) {
+    const Residency& residency = rt.residency;
     let_successor_start();
     wait_for_predecessor();
     int warps = blockDim.x / 32, thread = threadIdx.x % 32, pieces = frame_pieces(rt);
@@ -16,7 +17,7 @@ extern "C" __global__ void __launch_bounds__(512)
     // Consecutive fetches go to different blocks: a short list, too, has every block's requests under way.
     for (int n = threadIdx.x / 32 * gridDim.x + blockIdx.x; n < count; n += gridDim.x * warps) {
         Fetch fetch = residency.fetches[n];
-        const bf16* source = frame_at(rt, residency, fetch.host_row | HOST, layer, fetch.head);
+        const bf16* source = home_frame(rt, fetch.host_row | HOST, layer, fetch.head);
         copy_pieces(source, frame(rt, fetch.row, layer, fetch.head), pieces, thread);
     }
     __syncthreads();

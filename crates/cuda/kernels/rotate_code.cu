@@ -301,7 +301,7 @@ struct Pieces {
 #pragma unroll
         for (int n = 0; n < 3; n++) {
             int token = threadIdx.x / (D / 8) + n * 16, c = threadIdx.x % (D / 8) * 8;
-            const bf16* source = frame(rt, rows[n], layer, head) + (values ? PAGE_TOKENS * D : 0);
+            const bf16* source = home_frame(rt, rows[n], layer, head) + (values ? PAGE_TOKENS * D : 0);
             source += token % PAGE_TOKENS * D + c;
             unsigned to = (unsigned)__cvta_generic_to_shared(&tokens[token][c]);
             asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(source) : "memory");

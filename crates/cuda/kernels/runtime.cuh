@@ -71,6 +71,7 @@ struct LaneOutput {
     float logprob;
     int exact_tokens;
     float mass;         // mean attention mass; -1 where not measured
+    unsigned hits, misses; // selected pages of host memory, over layers and KV heads
     int top_count;
     int top_tokens[TOP_MAX];
     float top_logprobs[TOP_MAX];
@@ -89,6 +90,35 @@ enum Work {
     LIST = 1,     // entries of each lane's page list
     INDEXED = 2,  // indexed pages of lanes that select; chunks are multiples of 48 pages
     WORKS = 3,
+};
+
+// A page to be copied from host memory into a frame of the pool, of the layer in work.
+struct Fetch {
+    unsigned host_row, row;
+    int head;
+};
+
+// The cache of a lane. Pages sink..end are at home in host memory; `rows` pool rows (0: all pages are in the pool)
+// are, for each (layer, head), as many slots for its own choice of those pages.
+struct Cache {
+    int rows, end;
+    unsigned hits, misses; // pages selected below `end` in this step, over all layers and heads
+};
+
+// What lanes have that keep part of their pages in host memory.
+struct Residency {
+    int pool_rows;      // stride of tags and ages
+    int max_cache_rows; // of a lane
+    int eviction;       // 0 by age, 1 by score, 2 by fading score: kv::bucketed_lru
+    int reserved;
+
+    Cache* caches;        // [max_lanes]
+    unsigned* cache_rows; // [max_lanes][max_cache_rows]: the slots' pool rows
+    unsigned* tags;       // [layers][kv_heads][pool_rows]: the page in a frame of a cache row, plus 1; 0 for none
+    unsigned char* ages;  // [layers][kv_heads][pool_rows]: see kv::bucketed_lru
+    Fetch* fetches;       // [kv_heads * pool_rows], of the layer in work
+    int* fetch_count;     // [2]: fetches, blocks of `retrieve` that are done; zero between layers
+    bf16* host;           // rows of host memory, as in the pool; null where there are none
 };
 
 struct Runtime {
@@ -127,6 +157,7 @@ struct Runtime {
     LaneOutput* output;     // [2][max_lanes], pinned: of even and odd steps
     int* step;              // [1]: number of the step in work
     char* sample_scratch;   // of `sample` and `score_tokens`: see logits.cuh
+    Residency residency;
 };
 
 constexpr int IN_PROMPT = 1 << 30;
@@ -168,7 +199,21 @@ __device__ __forceinline__ void store(const View& v, size_t row, int col, float 
 
 __host__ __device__ __forceinline__ int pages_of(int tokens) { return (tokens + PAGE_TOKENS - 1) / PAGE_TOKENS; }
 
-// K [8][d], then V [8][d], of a page (or a summary frame).
+// Set in the number of a row of host memory.
+constexpr unsigned HOST = 1u << 31;
+
+// A row's first frame, in the pool or in host memory.
+__device__ __forceinline__ bf16* row_at(const Runtime& rt, unsigned row) {
+    size_t elements = (size_t)rt.layers * rt.kv_heads * (2 * PAGE_TOKENS * rt.head_dim);
+    return (row & HOST ? rt.residency.host : rt.pool) + (row & ~HOST) * elements;
+}
+
+// K [8][d], then V [8][d], of a page at home anywhere.
+__device__ __forceinline__ bf16* home_frame(const Runtime& rt, unsigned row, int layer, int head) {
+    return row_at(rt, row) + ((size_t)layer * rt.kv_heads + head) * (2 * PAGE_TOKENS * rt.head_dim);
+}
+
+// K [8][d], then V [8][d], of a page in the pool (or a summary frame).
 __device__ __forceinline__ bf16* frame(const Runtime& rt, unsigned row, int layer, int head) {
     size_t number = ((size_t)row * rt.layers + layer) * rt.kv_heads + head;
     return rt.pool + number * (2 * PAGE_TOKENS * rt.head_dim);

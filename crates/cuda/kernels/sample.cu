@@ -80,6 +80,9 @@ __device__ __forceinline__ void finish(const Runtime& rt, const Row& row, const 
     record.exact_tokens = row.is_prefill ? before.len : exact_tokens(before.selection, before.len);
     record.mass = before.mass_count > 0 ? (float)(before.mass / before.mass_count) : -1.0f;
     record.top_count = before.sampling.top_count;
+    Cache cache = rt.residency.caches[row.id];
+    record.hits = row.is_prefill ? 0 : cache.hits;
+    record.misses = row.is_prefill ? 0 : cache.misses;
     lane.forced = -1;
     lane.masked = 0;
     lane.token = token;
@@ -320,11 +323,12 @@ struct Start {
     const Lane* lane;
     const unsigned* kv_rows;
     const unsigned* summary_rows;
+    const unsigned* cache_rows;
     const unsigned* mask;
     const int* prompt;
     const int2* biases;   // token, bits of the bias
     const int* suppressed;
-    int id, kv_count, summary_count, prompt_count, bias_count, suppressed_count;
+    int id, kv_count, summary_count, cache_count, prompt_count, bias_count, suppressed_count;
     int given; // the completion's first token; -1 for none
 };
 
@@ -343,6 +347,10 @@ extern "C" __global__ void start_lane(const __grid_constant__ Runtime rt, const 
     copy((int*)(rt.lanes + start.id), (const int*)start.lane, sizeof(Lane) / 4);
     copy(rt.kv_rows + first_page, start.kv_rows, start.kv_count);
     copy(rt.summary_rows + first_page, start.summary_rows, start.summary_count);
+    copy(rt.residency.cache_rows + (size_t)start.id * rt.residency.max_cache_rows, start.cache_rows, start.cache_count);
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        rt.residency.caches[start.id] = {start.cache_count, 0, 0, 0};
+    }
     if (start.lane->masked) {
         copy(rt.mask + first_word, start.mask, rt.mask_words);
     }

@@ -1,4 +1,4 @@
-// Staging to rows and back, rows to rows.
+// Staging to rows and back.
 #include "runtime.cuh"
 
 // Staging: [kv_heads][K or V][capacity][d].
@@ -14,7 +14,7 @@ extern "C" __global__ void move_layer(const __grid_constant__ Runtime rt, const 
     int first_page = start / PAGE_TOKENS, page = first_page + blockIdx.x, head = blockIdx.y;
     int from = max(start, page * PAGE_TOKENS), to = min(end, (page + 1) * PAGE_TOKENS);
     int vectors = rt.head_dim / 8, count = (to - from) * vectors;
-    bf16* in_rows = frame(rt, kv_rows[blockIdx.x], layer, head);
+    bf16* in_rows = home_frame(rt, kv_rows[blockIdx.x], layer, head);
     for (int n = threadIdx.x; n < 2 * count; n += blockDim.x) {
         int is_value = n >= count, at = is_value ? n - count : n;
         int token = from + at / vectors, column = at % vectors * 8;
@@ -25,15 +25,5 @@ extern "C" __global__ void move_layer(const __grid_constant__ Runtime rt, const 
         } else {
             *(uint4*)staged = *(const uint4*)stored;
         }
-    }
-}
-
-// Grid (blocks, copies): whole rows inside the pool, `pairs` [copies][source, target], rows of `vectors` 16 bytes.
-// The rows of one call differ, so copies may run side by side.
-extern "C" __global__ void copy_rows(const __grid_constant__ Runtime rt, const unsigned* pairs, int vectors) {
-    const uint4* source = (const uint4*)rt.pool + (size_t)pairs[2 * blockIdx.y] * vectors;
-    uint4* target = (uint4*)rt.pool + (size_t)pairs[2 * blockIdx.y + 1] * vectors;
-    for (int n = blockIdx.x * blockDim.x + threadIdx.x; n < vectors; n += gridDim.x * blockDim.x) {
-        target[n] = source[n];
     }
 }

@@ -114,6 +114,11 @@ extern "C" __global__ void begin_step(const __grid_constant__ Runtime rt, const 
         lane.len += 1;
         lane.mass = 0;
         lane.mass_count = 0;
+        Cache& cache = rt.residency.caches[active[i]];
+        Selected at = selected_at(lane.selection, lane.len);
+        cache.end = at.pages ? at.indexed : at.sink;
+        cache.hits = 0;
+        cache.misses = 0;
     }
     __syncthreads();
     for (int n = threadIdx.x / 32; n < ALGORITHMS_MAX * WORKS; n += blockDim.x / 32) {
@@ -124,6 +129,25 @@ extern "C" __global__ void begin_step(const __grid_constant__ Runtime rt, const 
     if (threadIdx.x == 0) {
         *rt.n_active = head.n_active;
         *rt.step = step;
+    }
+}
+
+// Before begin_step, any grid: pages are at home in other rows, `moves` [count][lane, page, row, unused].
+extern "C" __global__ void move_homes(const __grid_constant__ Runtime rt, const int4* moves, int count) {
+    for (int n = blockIdx.x * blockDim.x + threadIdx.x; n < count; n += gridDim.x * blockDim.x) {
+        rt.kv_rows[(size_t)moves[n].x * rt.max_pages + moves[n].y] = moves[n].z;
+    }
+}
+
+// One block: a lane keeps its first `kept` slots and gets those of `joins` [count][row, tag] behind them.
+extern "C" __global__ void set_slots(const __grid_constant__ Runtime rt, const uint2* joins, int lane, int kept,
+                                     int count) {
+    unsigned* rows = rt.residency.cache_rows + (size_t)lane * rt.residency.max_cache_rows;
+    for (int n = threadIdx.x; n < count; n += blockDim.x) {
+        rows[kept + n] = joins[n].x;
+    }
+    if (threadIdx.x == 0) {
+        rt.residency.caches[lane].rows = kept + count;
     }
 }
 
@@ -142,7 +166,7 @@ extern "C" __global__ void copy_masks(const __grid_constant__ Runtime rt, const 
     }
 }
 
-// Sizes of what src/abi.rs mirrors, into out[6].
+// Sizes of what src/abi.rs mirrors, into out[7].
 extern "C" __global__ void abi_sizes(int* out) {
     out[0] = sizeof(View);
     out[1] = sizeof(Partial);
@@ -150,4 +174,5 @@ extern "C" __global__ void abi_sizes(int* out) {
     out[3] = sizeof(LaneOutput);
     out[4] = sizeof(Runtime);
     out[5] = sizeof(Units);
+    out[6] = sizeof(Residency);
 }

@@ -135,6 +135,10 @@ pub struct LaneOutputArgument {
     pub exact_tokens: i32,
     /// Mean attention mass; -1 where not measured.
     pub mass: f32,
+    /// Selected pages of host memory that a slot held.
+    pub hits: u32,
+    /// Those that were fetched.
+    pub misses: u32,
     /// Entries of the next two.
     pub top_count: i32,
     /// Most likely first.
@@ -223,6 +227,36 @@ pub struct RuntimeArgument {
     pub step: Pointer,
     /// Of `sample` and `score_tokens`.
     pub sample_scratch: Pointer,
+    /// Host memory behind the pool.
+    pub residency: ResidencyArgument,
+}
+
+/// `Residency`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ResidencyArgument {
+    /// Rows of the pool.
+    pub pool_rows: i32,
+    /// Cache rows of a lane.
+    pub max_cache_rows: i32,
+    /// 0 by age, 1 by score, 2 by fading score.
+    pub eviction: i32,
+    /// Fills the gap.
+    pub reserved: i32,
+    /// `Cache` of each lane.
+    pub caches: Pointer,
+    /// Cache rows of each lane.
+    pub cache_rows: Pointer,
+    /// What frames hold.
+    pub tags: Pointer,
+    /// Since when.
+    pub ages: Pointer,
+    /// What a layer lacks.
+    pub fetches: Pointer,
+    /// How much of it.
+    pub fetch_count: Pointer,
+    /// Rows of host memory.
+    pub host: Pointer,
 }
 
 /// `Units`.

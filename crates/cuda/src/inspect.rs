@@ -6,7 +6,7 @@ use crate::runtime::{CudaRuntime, device_buffer};
 use backend::{Buffer, Inspect};
 use half::{bf16, f16};
 use kv::bucketed_lru::Tag;
-use kv::{LaneId, PAGE_TOKENS, PageEntry, RowId, Selection};
+use kv::{LaneId, PAGE_TOKENS, PageEntry, RowId, Selection, Tier};
 
 impl CudaRuntime {
     fn settle(&self) {
@@ -70,17 +70,32 @@ impl Inspect for CudaRuntime {
     }
 
     fn read_frame(&self, row: RowId, layer: usize, head: usize) -> Vec<u8> {
-        self.bytes(&self.memory.pool, self.frame_at(row, layer, head), self.shape.geometry.page_bytes())
+        let (at, len) = (self.frame_at(row, layer, head), self.shape.geometry.page_bytes());
+        match (&self.memory.host, row.tier()) {
+            (Some(host), Tier::Dram) => {
+                self.settle();
+                host.bytes(at, len)
+            }
+            _ => self.bytes(&self.memory.pool, at, len),
+        }
     }
 
     fn write_frame(&self, row: RowId, layer: usize, head: usize, bytes: &[u8]) {
         self.settle();
-        let written = self.memory.pool.fill(self.frame_at(row, layer, head), bytes);
+        let at = self.frame_at(row, layer, head);
+        if let (Some(host), Tier::Dram) = (&self.memory.host, row.tier()) {
+            return host.fill(at, bytes);
+        }
+        let written = self.memory.pool.fill(at, bytes);
         written.unwrap_or_else(|error| panic!("{error}"));
     }
 
-    fn read_tags(&self, _lane: LaneId, _layer: usize, _head: usize) -> Vec<Tag> {
-        Vec::new()
+    fn read_tags(&self, lane: LaneId, layer: usize, head: usize) -> Vec<Tag> {
+        let residency = &self.argument.residency;
+        let slots = self.slots.lock().expect("no op panicked")[lane.at()];
+        let rows = self.words(residency.cache_rows, lane.at() * residency.max_cache_rows as usize, slots);
+        let plane = (layer * self.shape.geometry.kv_heads + head) * residency.pool_rows as usize;
+        rows.into_iter().map(|row| Tag(self.words(residency.tags, plane + row as usize, 1)[0])).collect()
     }
 
     fn read_page_list(&self, lane: LaneId, head: usize) -> Vec<PageEntry> {

@@ -27,6 +27,8 @@ const OVERLAPPING: &[&str] = &[
     "merge",
     "pool_mean",
     "qkv_append",
+    "resolve",
+    "retrieve",
     "rotate_",
     "sample_",
     "score_codes_",
@@ -36,8 +38,9 @@ const OVERLAPPING: &[&str] = &[
 ];
 
 const FATBINS: &[&[u8]] = fatbins![
-    "attend" "attention_mass" "elementwise" "estimate" "gemm" "group_reduce" "merge" "pool_mean" "prefill_attend"
-    "qkv_append" "rotate_code" "sample" "score_codes" "score_dot" "score_tokens" "staging" "step" "topk"
+    "attend" "attention_mass" "copy_rows" "elementwise" "estimate" "gemm" "group_reduce" "merge" "pool_mean"
+    "prefill_attend" "qkv_append" "resolve" "retrieve" "rotate_code" "sample" "score_codes" "score_dot" "score_tokens"
+    "staging" "step" "topk"
 ];
 
 /// The architecture from which on `wait_for_predecessor` is more than nothing.

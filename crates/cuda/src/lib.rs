@@ -18,6 +18,8 @@ mod upload;
 
 mod memory;
 
+mod host_memory;
+
 mod gemm;
 
 mod cublas;
@@ -40,6 +42,7 @@ mod merge;
 mod ops;
 mod prefill_attend;
 mod qkv_append;
+mod residency;
 mod sample;
 mod score;
 mod staging;

@@ -1,8 +1,9 @@
 //! The contract, op by op: each body is in the file of its name.
 
+use crate::host_memory::HostMemory;
 use crate::runtime::CudaRuntime;
 use crate::{attend, attention_mass, elementwise, estimate, gemm, group_reduce, index, lanes, merge, prefill_attend};
-use crate::{qkv_append, sample, score, staging, step, topk};
+use crate::{qkv_append, residency, sample, score, staging, step, topk};
 use backend::{
     AlgorithmId, BackendError, Batch, Buffer, CacheChange, EstimateSource, HeadNorms, IndexUnits, KvTarget, LaneStart,
     PageSource, Partial, Rotations, RowCopy, Runtime, SampleTarget, StepInput, StepKey, StepOutput, Ticket,
@@ -23,11 +24,16 @@ impl Runtime for CudaRuntime {
     }
 
     fn change_cache(&self, change: &CacheChange) {
-        assert!(change.join.is_empty() && change.moves.is_empty(), "there is no host memory behind this pool");
+        self.note(self.gpu.context.bind());
+        residency::change_cache(self, change);
     }
 
     fn dram_rows(&self) -> usize {
-        self.shape.dram_rows
+        self.memory.host.as_ref().map_or(0, HostMemory::ready_rows)
+    }
+
+    fn dram_grows(&self) -> bool {
+        self.memory.host.as_ref().is_some_and(HostMemory::grows)
     }
 
     fn enqueue(&self, record: &mut (dyn FnMut() + Send)) {
@@ -99,9 +105,13 @@ impl Runtime for CudaRuntime {
         staging::gather_layer(self, staging, layer, tokens, kv_rows);
     }
 
-    fn resolve(&self, _algorithm: AlgorithmId, _layer: usize) {}
+    fn resolve(&self, algorithm: AlgorithmId, layer: usize) {
+        residency::resolve(self, algorithm, layer);
+    }
 
-    fn retrieve(&self, _algorithm: AlgorithmId, _layer: usize) {}
+    fn retrieve(&self, _algorithm: AlgorithmId, layer: usize) {
+        residency::retrieve(self, layer);
+    }
 
     fn attend(&self, algorithm: AlgorithmId, layer: usize, source: PageSource, q: View<'_>, out: &Partial) {
         attend::attend(self, algorithm, layer, source, q, out);

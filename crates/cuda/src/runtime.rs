@@ -5,6 +5,7 @@ use crate::abi::{
 };
 use crate::device::Gpu;
 use crate::driver::{Event, Pinned};
+use crate::host_memory::HostMemory;
 use crate::kernels::{Argument, Launch, arg};
 use crate::memory::Array;
 use crate::step::Steps;
@@ -40,6 +41,8 @@ pub(crate) struct CudaRuntime {
     aside: AtomicBool,
     /// Pinned: outputs of even and odd steps.
     pub(crate) outputs: Pinned,
+    /// Cache rows of each lane.
+    pub(crate) slots: Mutex<Vec<usize>>,
     /// Owns what `argument` points to.
     pub(crate) memory: Memory,
     /// The device, its streams and kernels: the last to go.
@@ -52,6 +55,8 @@ pub(crate) struct Memory {
     pub(crate) pool: Array,
     /// Everything else, one array: see [`Layout`].
     pub(crate) state: Array,
+    /// Rows of host memory, where there are any.
+    pub(crate) host: Option<HostMemory>,
 }
 
 /// Where things lie in the state array, in bytes.
@@ -60,7 +65,8 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    fn take(&mut self, bytes: usize) -> Pointer {
+    /// A place for so many bytes.
+    pub(crate) fn take(&mut self, bytes: usize) -> Pointer {
         let at = self.at;
         self.at = (at + bytes).next_multiple_of(256);
         at as Pointer
@@ -135,6 +141,7 @@ pub(crate) fn lay_out(shape: &RuntimeShape, sms: usize) -> (RuntimeArgument, usi
         output: 0,
         step: layout.take(4),
         sample_scratch: layout.take(crate::sample::scratch_bytes(lanes, shape.vocab)),
+        residency: crate::residency::lay_out(shape, max_pages, &mut layout),
     };
     (argument, layout.at)
 }
@@ -168,16 +175,16 @@ impl CudaRuntime {
             let what = format!("a vocabulary of {} tokens", shape.vocab);
             return Err(BackendError::Unsupported { what, supported: "on a GPU, fewer than 262,144" });
         }
-        if 0 < shape.dram_rows {
-            let what = format!("{} rows of host memory behind the pool", shape.dram_rows);
-            return Err(BackendError::Unsupported { what, supported: "on a CPU, for now" });
-        }
         gpu.context.bind()?;
         let (mut argument, bytes) = lay_out(shape, gpu.sms);
         let pool = gpu.budget.zeros("the KV pool", shape.pool_rows * shape.geometry.row_bytes())?;
         let state = gpu.budget.zeros("lanes and selection", bytes)?;
         let outputs = Pinned::new(2 * shape.max_lanes * size_of::<LaneOutputArgument>())?;
         argument.shift(state.pointer);
+        let row_bytes = shape.geometry.row_bytes();
+        let host = (0 < shape.dram_rows).then(|| HostMemory::new(&gpu.context, shape.dram_rows, row_bytes));
+        let host = host.transpose()?;
+        argument.residency.host = host.as_ref().map_or(0, |host| host.start);
         (argument.pool, argument.output) = (pool.pointer, outputs.device);
         let runtime = CudaRuntime {
             uploads: Mutex::new(Uploads::new(&gpu.budget, argument.max_pages as usize)?),
@@ -192,7 +199,8 @@ impl CudaRuntime {
             joined: Event::new()?,
             aside: AtomicBool::new(false),
             outputs,
-            memory: Memory { pool, state },
+            slots: Mutex::new(vec![0; shape.max_lanes]),
+            memory: Memory { pool, state, host },
             gpu,
         };
         runtime.check_abi()?;
@@ -209,7 +217,7 @@ impl CudaRuntime {
         let how = Launch { kernel: "abi_sizes", grid: [1, 1, 1], threads: 1, shared: 0 };
         self.run(how, &[arg(&self.argument.splits)]);
         self.gpu.main.synchronize()?;
-        let mut bytes = [0; 24];
+        let mut bytes = [0; 28];
         self.memory.state.read((self.argument.splits - self.memory.state.pointer) as usize, &mut bytes)?;
         let sizes = bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word) as usize);
         let own = [
@@ -219,6 +227,7 @@ impl CudaRuntime {
             size_of::<LaneOutputArgument>(),
             size_of::<RuntimeArgument>(),
             size_of::<crate::abi::UnitsArgument>(),
+            size_of::<crate::abi::ResidencyArgument>(),
         ];
         assert!(sizes.eq(own), "kernels and src/abi.rs differ: {own:?}");
         Ok(())
@@ -387,5 +396,6 @@ impl RuntimeArgument {
         ] {
             *pointer += base;
         }
+        self.residency.shift(base);
     }
 }

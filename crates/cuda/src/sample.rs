@@ -100,7 +100,7 @@ pub(crate) fn lane_output(argument: &LaneOutputArgument) -> LaneOutput {
         logprob: argument.logprob,
         top: top.map(|(token, logprob)| (*token as TokenId, *logprob)).collect(),
         exact_tokens: argument.exact_tokens as usize,
-        retrieved: Retrieved::default(),
+        retrieved: Retrieved { hits: argument.hits.into(), misses: argument.misses.into() },
         attention_mass: (0.0 <= argument.mass).then_some(argument.mass),
     }
 }

@@ -2,10 +2,15 @@
 
 use crate::abi::Pointer;
 use crate::kernels::{Launch, arg};
+use crate::residency::LINK_BLOCKS;
 use crate::runtime::{CudaRuntime, DeviceBuffer, device_buffer};
 use backend::{Buffer, RowCopy};
 use kv::{PAGE_TOKENS, RowId, geometry};
+use std::collections::HashSet;
 use std::ops::Range;
+
+/// Copies of one launch.
+const COPIES_MAX: usize = 4096;
 
 /// `Staging` of the kernels: `[kv_heads][K or V][capacity][d]`, bf16.
 #[repr(C)]
@@ -80,28 +85,28 @@ fn prepare(
 /// See [`backend::Runtime`].
 pub(crate) fn copy_rows(rt: &CudaRuntime, copies: &[RowCopy]) {
     rt.join();
-    let vectors = rt.shape.geometry.row_bytes() / 16;
     // In order: what an earlier copy wrote, a later one may read. Those that touch nothing of each other go together.
     let mut rest = copies;
     while !rest.is_empty() {
         let (some, others) = rest.split_at(independent(rest));
         let pairs: Vec<u32> = some.iter().flat_map(|copy| [copy.source.0, copy.target.0]).collect();
-        let grid = [vectors.div_ceil(1024).min(64), some.len(), 1];
-        let how = Launch { kernel: "copy_rows", grid, threads: 256, shared: 0 };
-        rt.run(how, &[arg(&rt.argument), arg(&rt.upload(&pairs)), arg(&(vectors as i32))]);
+        // Few blocks saturate the link; inside the pool all multiprocessors take part.
+        let over_link = some.iter().any(|copy| copy.source.tier() != copy.target.tier());
+        let blocks = if over_link { LINK_BLOCKS } else { rt.gpu.sms };
+        let how = Launch { kernel: "copy_rows", grid: [blocks, 1, 1], threads: 512, shared: 0 };
+        rt.run(how, &[arg(&rt.argument), arg(&rt.upload(&pairs)), arg(&(some.len() as i32))]);
         rest = others;
     }
 }
 
-/// How many of the first copies touch nothing that one of them writes.
+/// How many of the first copies touch nothing that one of them writes; at most what one upload holds.
 fn independent(copies: &[RowCopy]) -> usize {
-    let touches = |i: usize| {
-        let copy = &copies[i];
+    let (mut read, mut written) = (HashSet::new(), HashSet::new());
+    let alone = |copy: &&RowCopy| {
         assert_ne!(copy.source, copy.target, "a row is copied to another");
-        let clashes = |before: &RowCopy| {
-            before.target == copy.source || before.target == copy.target || before.source == copy.target
-        };
-        copies[..i].iter().any(clashes)
+        let alone = !written.contains(&copy.source) && !read.contains(&copy.target) && written.insert(copy.target);
+        read.insert(copy.source);
+        alone
     };
-    (0..copies.len()).find(|i| touches(*i)).unwrap_or(copies.len()).max(1)
+    copies.iter().take(COPIES_MAX).take_while(alone).count()
 }

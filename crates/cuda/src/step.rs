@@ -4,6 +4,7 @@
 use crate::abi::LaneOutputArgument;
 use crate::driver::{Event, Pinned, Stream, check};
 use crate::kernels::{Launch, arg};
+use crate::residency;
 use crate::runtime::CudaRuntime;
 use crate::sample::{Closed, lane_output};
 use backend::{BackendError, RowTableKind, RuntimeShape, StepInput, StepKey, StepOutput, Ticket, TokenMask};
@@ -190,6 +191,7 @@ impl CudaRuntime {
             steps.graph(&key)
         };
         self.bucket.store(key.bucket, Ordering::Relaxed);
+        residency::move_homes(self, &input.moves);
         if self.failure().is_none() {
             let result = match known {
                 Some(graph) => self.replay(graph),

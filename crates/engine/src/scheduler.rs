@@ -74,6 +74,8 @@ pub struct Scheduler {
     released: Vec<SequenceId>,
     /// Sequences that are to have other cache rows, and how many: so that the queue's head fits. Grows by `press`.
     changing: VecDeque<(SequenceId, usize)>,
+    /// Whether more rows of host memory are to come.
+    dram_grows: bool,
     cost: CostModel,
     /// Seconds that decode is owed before the next prefill unit, as of the last committed step: + by units, - by decode
     /// steps, never below 0.
@@ -136,6 +138,7 @@ impl Scheduler {
             retiring: Vec::new(),
             released: Vec::new(),
             changing: VecDeque::new(),
+            dram_grows: false,
             cost,
             decode_debt_seconds: 0.0,
             debts_in_flight: VecDeque::new(),

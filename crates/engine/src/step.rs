@@ -65,7 +65,7 @@ impl Steps {
         forward: Arc<dyn Forward>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        scheduler.extend_dram(runtime.dram_rows());
+        scheduler.extend_dram(runtime.dram_rows(), runtime.dram_grows());
         let (in_flight, collected_at) = (VecDeque::new(), clock.seconds());
         let times = StepTimes::default();
         Steps { scheduler, outbox, runtime, forward, clock, in_flight, collected_at, times, trace: None }
@@ -82,7 +82,7 @@ impl Steps {
     /// The device was lost: nothing can go on.
     pub fn step(&mut self) -> Result<Progress, BackendError> {
         let mut watch = Watch::start(self.clock.clone());
-        self.scheduler.extend_dram(self.runtime.dram_rows());
+        self.scheduler.extend_dram(self.runtime.dram_rows(), self.runtime.dram_grows());
         let mut plan = self.scheduler.plan();
         self.scheduler.reserve(&mut plan);
         self.times.schedule_us += watch.lap();

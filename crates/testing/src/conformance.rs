@@ -36,6 +36,8 @@ pub mod score_dot;
 pub mod score_tokens;
 pub mod topk;
 
+pub mod residency;
+
 /// The backend under test, and how much of it is tested.
 #[derive(Clone, Copy)]
 pub struct MakeBackend<'a> {
@@ -117,4 +119,6 @@ pub const SELECTION_SUITES: &[(&str, Suite)] = &[
     ("attend_page_lists", attend::page_lists),
     ("estimate", estimate::estimate),
     ("attention_mass", attention_mass::attention_mass),
+    ("residency", residency::residency),
+    ("residency_emptied", residency::emptied),
 ];

@@ -72,4 +72,6 @@ suites! {
     attend_page_lists
     estimate
     attention_mass
+    residency
+    residency_emptied
 }

@@ -78,7 +78,7 @@ impl Scheduler {
         if let Ok(pool) = self.prefixes.reserve(needs.rows(), &mut self.tiers.pool) {
             return Some(Reserved { needs, pool, dram: Reservation::default(), slots: 0 });
         }
-        let needs = match needs.demand.selects() && 0 < self.config.dram_rows {
+        let needs = match self.may_be_sparse(request, &needs.demand) {
             true => self.needs(request, Some(shared), Residence::Sparse),
             false => needs,
         };
@@ -145,8 +145,7 @@ impl Scheduler {
         let wanted_rows = self.least_needs(head).rows_least();
         let held_rows = pool_rows - self.tiers.pool.available() - self.tiers.pool.spare();
         // Host memory that is still being made is room to come.
-        let grows = self.tiers.dram.total() < self.config.dram_rows;
-        (rests && !grows && self.retiring.is_empty()).then_some(Refusal::HeldRows {
+        (rests && !self.dram_grows && self.retiring.is_empty()).then_some(Refusal::HeldRows {
             wanted_rows,
             held_rows,
             pool_rows,
@@ -210,10 +209,15 @@ impl Scheduler {
         Ok(())
     }
 
+    /// Whether a request's pages may be at home in host memory: its steps select, and nobody reads all of them.
+    fn may_be_sparse(&self, request: &Request, demand: &Demand) -> bool {
+        0 < self.config.dram_rows && demand.selects() && !request.measure_mass
+    }
+
     /// What a request needs at least, alone: its working set where its pages can be in host memory.
     fn least_needs(&self, request: &Request) -> Needs {
         let full = self.needs(request, None, Residence::Full);
-        if full.rows() <= self.config.pool_rows || !full.demand.selects() || self.config.dram_rows == 0 {
+        if full.rows() <= self.config.pool_rows || !self.may_be_sparse(request, &full.demand) {
             return full;
         }
         let sparse = self.needs(request, None, Residence::Sparse);

@@ -21,8 +21,9 @@ use kv::{PAGE_TOKENS, Residence, RowId, SequenceId};
 const FREE_SHARE: usize = 16;
 
 impl Scheduler {
-    /// Host memory has grown to so many rows.
-    pub fn extend_dram(&mut self, rows: usize) {
+    /// Host memory has grown to so many rows, and may grow on.
+    pub fn extend_dram(&mut self, rows: usize, grows: bool) {
+        self.dram_grows = grows;
         if self.tiers.dram.total() < rows.min(self.config.dram_rows) {
             self.tiers.dram.extend_to(rows.min(self.config.dram_rows));
         }
@@ -40,7 +41,9 @@ impl Scheduler {
             let selected = self.selected_most(sequence);
             let holds = match (&sequence.phase, sequence.kv.residence()) {
                 (Phase::Running(_), Residence::Sparse) => Holds::Slots(sequence.kv.cache().slots().len()),
-                (Phase::Running(_), Residence::Full) if sequence.kv.selects() => {
+                (Phase::Running(_), Residence::Full)
+                    if sequence.kv.selects() && !self.requests[&sequence.request].request.measure_mass =>
+                {
                     let wanted = self.dram_to_end(sequence);
                     if wanted <= dram {
                         dram -= wanted;

@@ -6,10 +6,12 @@ use super::heads::Heads;
 use super::precision::{Precision, array, as_products, rounds_products};
 use backend::sketch::SketchFrame;
 use backend::{
-    AlgorithmId, AlgorithmSet, Backend, Buffer, IndexUnits, LaneStart, Partial, Rope, Rotations, Runtime, RuntimeShape,
-    Sampling, StepInput, StepKey, Tensor, TensorData, View, Weight, WeightPart, WeightRole,
+    AlgorithmId, AlgorithmSet, Backend, Buffer, HomeDelta, IndexUnits, LaneOutput, LaneStart, Partial, Rope, Rotations,
+    Runtime, RuntimeShape, SampleTarget, Sampling, StepInput, StepKey, Tensor, TensorData, VectorSummary, View, Weight,
+    WeightPart, WeightRole,
 };
 use half::{bf16, f16};
+use kv::bucketed_lru::Eviction;
 use kv::selection::Selected;
 use kv::{Geometry, LaneId, PAGE_TOKENS, RowId, Selection, geometry};
 use std::sync::Arc;
@@ -22,6 +24,9 @@ pub const MEANS: AlgorithmId = AlgorithmId(1);
 
 /// Lanes of this algorithm are scored by codes, units of 48.
 pub const CODES: AlgorithmId = AlgorithmId(4);
+
+/// Tokens of the vocabulary.
+const VOCAB: usize = 16;
 
 /// A selection for tests: no lower limits, a window of 10 tokens.
 pub fn selection(index_unit_tokens: usize, budget: f64) -> Selection {
@@ -74,6 +79,8 @@ pub struct Rig {
     pub q_heads: usize,
     /// The lanes, ascending: lane `i` is row `i` of the step's buffers.
     pub lanes: Vec<RigLane>,
+    /// Rows of the pool that nobody has: with host memory there are some.
+    pub spare_rows: Vec<RowId>,
     /// Queries `[lanes, q_heads d]`.
     pub q: Buffer,
     /// The same, here.
@@ -89,6 +96,15 @@ pub struct Rig {
 impl Rig {
     /// Random keys, values and queries in rows, and lanes that are one token short of their lengths.
     pub fn new(make: MakeBackend<'_>, spec: &RigSpec) -> Self {
+        Self::build(make, spec, None)
+    }
+
+    /// The same, with host memory behind the pool, and rows of the pool to spare.
+    pub fn with_host(make: MakeBackend<'_>, spec: &RigSpec, eviction: Eviction) -> Self {
+        Self::build(make, spec, Some(eviction))
+    }
+
+    fn build(make: MakeBackend<'_>, spec: &RigSpec, host: Option<Eviction>) -> Self {
         let backend = make.backend(spec.threads);
         let (d, heads, q_heads) = (spec.heads.head_dim, spec.heads.kv_heads, spec.heads.q_heads());
         let geometry = Geometry { layers: 2, kv_heads: heads, head_dim: d };
@@ -97,10 +113,10 @@ impl Rig {
         let shape = RuntimeShape {
             geometry,
             q_heads,
-            vocab: 16,
-            pool_rows: pages + 1,
-            dram_rows: 0,
-            eviction: kv::bucketed_lru::Eviction::Score,
+            vocab: VOCAB,
+            pool_rows: if host.is_some() { 3 * pages + 1 } else { pages + 1 },
+            dram_rows: if host.is_some() { 2 * pages + 1200 } else { 0 },
+            eviction: host.unwrap_or_default(),
             max_lanes: 2 * spec.lanes.len() + 1,
             max_tokens: longest + 1,
             rope: Rope { inv_freq: vec![1.0; d / 2], attention_factor: 1.0 },
@@ -108,6 +124,7 @@ impl Rig {
         let runtime = backend.runtime(&shape).expect("the rig's runtime fits");
         let mut random = Random(spec.seed);
         let mut rows = (0..pages as u32 + 1).rev().map(RowId);
+        let spare_rows = (pages as u32 + 1..shape.pool_rows as u32).map(RowId).collect();
         let mut bf16s = |n: usize| -> Vec<f32> { (0..n).map(|_| bf16::from_f32(random.normal()).to_f32()).collect() };
         let lanes = spec.lanes.iter().enumerate().map(|(i, (algorithm, selection, len))| RigLane {
             lane: LaneId(2 * i as u16 + 1),
@@ -146,6 +163,7 @@ impl Rig {
             geometry,
             q_heads,
             lanes,
+            spare_rows,
             q,
             queries,
             rotations,
@@ -212,6 +230,41 @@ impl Rig {
         self.runtime.collect(ticket).expect("the device works");
     }
 
+    /// Waits until host memory is there.
+    pub fn wait_for_host(&self) {
+        while self.runtime.dram_grows() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+
+    /// One step of every lane, in which they select, fetch, and draw from logits that are all the same.
+    pub fn retrieving_step(&self, moves: &[HomeDelta]) -> Vec<LaneOutput> {
+        let active: Vec<LaneId> = self.lanes.iter().map(|lane| lane.lane).collect();
+        let algorithms = AlgorithmSet::default().with(MEANS).with(CODES);
+        let key = StepKey { bucket: active.len(), algorithms, measure_mass: false, retrieves: true };
+        let logits = self.backend.buffer("logits", active.len(), VOCAB).expect("a buffer fits");
+        let input = StepInput { active, moves: moves.to_vec(), ..StepInput::default() };
+        let ticket = self.runtime.launch(key, &input, &mut || {
+            self.runtime.score_dot(MEANS, LAYER, self.q(), VectorSummary::MeanKey);
+            self.runtime.score_codes(CODES, LAYER, self.q(), &self.rotations[0]);
+            for algorithm in [CODES, MEANS] {
+                self.runtime.group_reduce(algorithm);
+                self.runtime.topk(algorithm);
+                self.runtime.resolve(algorithm, LAYER);
+                self.runtime.retrieve(algorithm, LAYER);
+            }
+            self.runtime.sample((&logits).into(), SampleTarget::Lanes);
+        });
+        self.runtime.collect(ticket).expect("the device works").lanes
+    }
+
+    /// Codes every indexed token of a lane.
+    pub fn index_codes_of(&self, lane: &RigLane) {
+        let [key, value] = &self.rotations;
+        let whole = (0, lane.selection.indexed_tokens(lane.len));
+        self.index(lane, &[whole], |rt, units| rt.rotate_code(CODES, LAYER, units, Rotations { key, value }));
+    }
+
     /// Runs an Index op over whole units of a lane: `units` token ranges.
     pub fn index(&self, lane: &RigLane, ranges: &[(usize, usize)], op: impl Fn(&dyn Runtime, IndexUnits<'_>) + Sync) {
         self.runtime.enqueue(&mut || {
@@ -224,11 +277,7 @@ impl Rig {
 
     /// Codes every indexed token of the `CODES` lanes.
     pub fn index_codes(&self) {
-        let [key, value] = &self.rotations;
-        for lane in self.lanes.iter().filter(|lane| lane.algorithm == CODES) {
-            let whole = (0, lane.selection.indexed_tokens(lane.len));
-            self.index(lane, &[whole], |rt, units| rt.rotate_code(CODES, LAYER, units, Rotations { key, value }));
-        }
+        self.lanes.iter().filter(|lane| lane.algorithm == CODES).for_each(|lane| self.index_codes_of(lane));
     }
 
     /// The queries' view.

@@ -1,0 +1,123 @@
+//! resolve, retrieve, and what changes where a lane's pages are: launches, and the host's count of each lane's slots.
+
+use crate::abi::{Pointer, ResidencyArgument};
+use crate::kernels::{Launch, arg};
+use crate::runtime::{CudaRuntime, Layout};
+use backend::{AlgorithmId, Batch, CacheChange, HomeDelta, RuntimeShape};
+use kv::bucketed_lru::{Eviction, Tag};
+use kv::{LaneId, RowId};
+
+/// Blocks that copy over the link: they saturate it and leave the other multiprocessors to attention.
+pub(crate) const LINK_BLOCKS: usize = 8;
+
+/// Threads of a block of all kernels here but `join_cache`.
+const THREADS: usize = 512;
+
+/// `Cache`, `Fetch` of kernels/runtime.cuh, in bytes.
+const CACHE_BYTES: usize = 16;
+const FETCH_BYTES: usize = 12;
+
+/// What lanes with pages in host memory take on the device: nothing but counters where there is none.
+pub(crate) fn lay_out(shape: &RuntimeShape, max_pages: usize, layout: &mut Layout) -> ResidencyArgument {
+    let heads = shape.geometry.kv_heads;
+    let (rows, slots) = if shape.dram_rows == 0 { (0, 0) } else { (shape.pool_rows, max_pages.min(shape.pool_rows)) };
+    let frames = shape.geometry.layers * heads * rows;
+    let int = |n: usize| i32::try_from(n).expect("sizes have 31 bits");
+    ResidencyArgument {
+        pool_rows: int(rows),
+        max_cache_rows: int(slots),
+        eviction: match shape.eviction {
+            Eviction::Age => 0,
+            Eviction::Score => 1,
+            Eviction::FadingScore => 2,
+        },
+        reserved: 0,
+        caches: layout.take(CACHE_BYTES * shape.max_lanes),
+        cache_rows: layout.take(4 * shape.max_lanes * slots),
+        tags: layout.take(4 * frames),
+        ages: layout.take(frames),
+        fetches: layout.take(FETCH_BYTES * heads * rows),
+        fetch_count: layout.take(8),
+        host: 0,
+    }
+}
+
+impl ResidencyArgument {
+    /// Makes relative addresses absolute.
+    pub(crate) fn shift(&mut self, base: Pointer) {
+        let pointers = [&mut self.caches, &mut self.cache_rows, &mut self.tags, &mut self.ages, &mut self.fetches];
+        pointers.into_iter().chain([&mut self.fetch_count]).for_each(|pointer| *pointer += base);
+    }
+}
+
+/// See [`backend::Runtime`].
+pub(crate) fn resolve(rt: &CudaRuntime, algorithm: AlgorithmId, layer: usize) {
+    let (argument, heads) = (&rt.argument, rt.shape.geometry.kv_heads);
+    let slots = argument.residency.max_cache_rows as usize;
+    let shared = 8 * argument.bitmap_words as usize + 8 * slots.div_ceil(32) + slots;
+    let how = Launch { kernel: "resolve", grid: [heads, rt.rows(Batch::Lanes), 1], threads: THREADS, shared };
+    rt.run(how, &[arg(argument), arg(&i32::from(algorithm.0)), arg(&(layer as i32))]);
+}
+
+/// See [`backend::Runtime`].
+pub(crate) fn retrieve(rt: &CudaRuntime, layer: usize) {
+    let how = Launch { kernel: "retrieve", grid: [LINK_BLOCKS, 1, 1], threads: THREADS, shared: 0 };
+    rt.run(how, &[arg(&rt.argument), arg(&(layer as i32))]);
+}
+
+/// A lane's slots at its start, all empty; the lane itself has their rows already.
+pub(crate) fn start_cache(rt: &CudaRuntime, lane: LaneId, rows: &[RowId]) {
+    assert!(rows.len() <= rt.argument.residency.max_cache_rows as usize, "{lane}: {} cache rows", rows.len());
+    rt.slots.lock().expect("no op panicked")[lane.at()] = rows.len();
+    let joins: Vec<(RowId, Option<usize>)> = rows.iter().map(|row| (*row, None)).collect();
+    join(rt, &joins);
+}
+
+/// See [`backend::Runtime`].
+pub(crate) fn change_cache(rt: &CudaRuntime, change: &CacheChange) {
+    // Rows that join may have been written aside.
+    rt.join();
+    let CacheChange { lane, moves, keep, join: joins } = change;
+    let moves: Vec<HomeDelta> =
+        moves.iter().map(|(page, row)| HomeDelta { lane: *lane, page: *page, row: *row }).collect();
+    move_homes(rt, &moves);
+    let id = i32::from(lane.0);
+    let mut slots = rt.slots.lock().expect("no op panicked");
+    let before = std::mem::replace(&mut slots[lane.at()], keep + joins.len());
+    assert!(*keep <= before && slots[lane.at()] <= rt.argument.residency.max_cache_rows as usize, "{lane}: {change:?}");
+    drop(slots);
+    if *keep < before {
+        let geometry = rt.shape.geometry;
+        let (grid, shared) = ([geometry.kv_heads, geometry.layers, 1], 16 * before.div_ceil(32) + before);
+        let how = Launch { kernel: "shrink_cache", grid, threads: THREADS, shared };
+        rt.run(how, &[arg(&rt.argument), arg(&id), arg(&(before as i32)), arg(&(*keep as i32))]);
+    }
+    let words = join(rt, joins);
+    let how = Launch { kernel: "set_slots", grid: [1, 1, 1], threads: 256, shared: 0 };
+    rt.run(how, &[arg(&rt.argument), arg(&words), arg(&id), arg(&(*keep as i32)), arg(&(joins.len() as i32))]);
+}
+
+/// Rows become slots: their frames hold the given page, or nothing. Returns where they are as words.
+fn join(rt: &CudaRuntime, joins: &[(RowId, Option<usize>)]) -> Pointer {
+    if joins.is_empty() {
+        return 0;
+    }
+    let tag = |page: &Option<usize>| page.map_or(Tag::EMPTY, Tag::of).0;
+    let words: Vec<u32> = joins.iter().flat_map(|(row, page)| [row.0, tag(page)]).collect();
+    let words = rt.upload(&words);
+    let planes = rt.shape.geometry.layers * rt.shape.geometry.kv_heads;
+    let how = Launch { kernel: "join_cache", grid: [joins.len().div_ceil(256), planes, 1], threads: 256, shared: 0 };
+    rt.run(how, &[arg(&rt.argument), arg(&words), arg(&(joins.len() as i32))]);
+    words
+}
+
+/// Pages are at home in other rows from the next step on.
+pub(crate) fn move_homes(rt: &CudaRuntime, moves: &[HomeDelta]) {
+    if moves.is_empty() {
+        return;
+    }
+    let words = moves.iter().flat_map(|moved| [u32::from(moved.lane.0), moved.page as u32, moved.row.0, 0]);
+    let words = rt.upload(&words.collect::<Vec<_>>());
+    let how = Launch { kernel: "move_homes", grid: [8, 1, 1], threads: 256, shared: 0 };
+    rt.run(how, &[arg(&rt.argument), arg(&words), arg(&(moves.len() as i32))]);
+}
