@@ -252,7 +252,8 @@ impl Bed {
     }
 }
 
-fn median(mut seconds: Vec<f64>) -> f64 {
+/// The middle one.
+pub(crate) fn median(mut seconds: Vec<f64>) -> f64 {
     seconds.sort_by(f64::total_cmp);
     seconds[seconds.len() / 2]
 }
