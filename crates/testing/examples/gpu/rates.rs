@@ -7,7 +7,7 @@
 
 mod attention;
 
-mod bed;
+pub(crate) mod bed;
 
 mod card;
 
