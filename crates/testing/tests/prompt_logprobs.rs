@@ -165,7 +165,8 @@ fn a_unit_scores_one_part_of_one_prompt() {
     let mut simulation = Simulation::new(config);
     let prompts: Vec<Vec<TokenId>> = (0..8).map(|seed| prompt(seed, 10 + 30 * seed as usize)).collect();
     let ask = |tokens: &Vec<TokenId>| {
-        let mut request = complete(tokens.clone(), 0, 1);
+        // Without a completion: a first token would end the unit, too.
+        let mut request = complete(tokens.clone(), 0, 0);
         request.prompt_logprobs = Some(1);
         simulation.submit(request).expect("there is room")
     };
