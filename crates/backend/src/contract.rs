@@ -331,7 +331,8 @@ pub trait Runtime: Inspect + Send + Sync {
     // Prefill.
 
     /// What `logits` `[n, vocab]` say of the `n` tokens that came: each one's log-probability (nothing added, nothing
-    /// masked) and rank, and the `top` most likely tokens.
+    /// masked) and rank, and the `top` most likely tokens. A ticket brings back the scores of no more tokens than a
+    /// sequence can have.
     fn score_tokens(&self, logits: View<'_>, targets: &[TokenId], top: usize);
 
     /// Causal attention of queries at positions `first..first + n` over staged tokens `0..first + n`:

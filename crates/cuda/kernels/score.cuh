@@ -22,14 +22,24 @@ struct Share {
 
     // Worker `worker` of `workers`; for a whole warp.
     __device__ __forceinline__ void start(const Runtime& rt, int algorithm, int worker, int workers) {
-        int thread = threadIdx.x % 32, n_active = *rt.n_active;
+        long long all = count(rt, algorithm);
+        int first = (int)(all * worker / workers);
+        seek(rt, algorithm, first, (int)(all * (worker + 1) / workers) - first);
+    }
+
+    // Units of all lanes and heads; for a whole warp.
+    __device__ __forceinline__ static int count(const Runtime& rt, int algorithm) {
         int total = 0;
-        for (int row = thread; row < n_active; row += 32) {
+        for (int row = threadIdx.x % 32; row < *rt.n_active; row += 32) {
             total += units_of(pieces_of(rt, algorithm, row));
         }
-        long long all = (long long)__reduce_add_sync(FULL, total) * rt.kv_heads;
-        int first = (int)(all * worker / workers);
-        left = (int)(all * (worker + 1) / workers) - first;
+        return __reduce_add_sync(FULL, total) * rt.kv_heads;
+    }
+
+    // `count` units from unit `first` of all on; for a whole warp.
+    __device__ __forceinline__ void seek(const Runtime& rt, int algorithm, int first, int count) {
+        int thread = threadIdx.x % 32, n_active = *rt.n_active;
+        left = count;
         i = head = unit = units = pieces = 0;
         for (int base = 0, before = 0; left > 0; base += 32) {
             int own_pieces = base + thread < n_active ? pieces_of(rt, algorithm, base + thread) : 0;

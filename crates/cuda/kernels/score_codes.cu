@@ -228,8 +228,9 @@ __device__ __forceinline__ void write(const unsigned (&x)[6], __half* token_logi
     float whole_sum = weights<4>(x, whole * LOG2_E), half_sum = weights<2>(x + 4, half * LOG2_E);
     half_sum += __shfl_xor_sync(FULL, half_sum, 1);
     if (real) {
-        *(uint4*)(token_logits + 8 * quad) = {x[0], x[1], x[2], x[3]};
-        *(uint2*)(token_logits + 32 + 4 * quad) = {x[4], x[5]};
+        // Nobody reads the logits soon: they leave the cache first.
+        __stcs((uint4*)(token_logits + 8 * quad), uint4{x[0], x[1], x[2], x[3]});
+        __stcs((uint2*)(token_logits + 32 + 4 * quad), uint2{x[4], x[5]});
         page_scores[quad] = whole + __logf(whole_sum);
         if (quad % 2 == 0) {
             page_scores[4 + quad / 2] = half + __logf(half_sum);
@@ -254,15 +255,60 @@ __device__ __forceinline__ void read_query(const Runtime& rt, int i, int head, f
     }
 }
 
+// Who scores what. In a long launch the last quarter of all units is dealt in chunks, to whichever warp is ready: warps
+// with equal shares end up to 8 % apart. A short launch is over before that pays.
+template <typename S>
+struct Deal {
+    static constexpr int CHUNK = 2, LONG = 16; // units: of a chunk; of a warp, for a launch to be long
+
+    int all, rest, workers; // units; the last ones, which are dealt; warps
+    int taken;              // thread 0's: the chunk that comes next
+
+    // This warp's first share.
+    __device__ __forceinline__ S start(const Runtime& rt, int algorithm) {
+        int worker = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+        workers = gridDim.x * (blockDim.x / 32);
+        all = S::count(rt, algorithm);
+        rest = all >= workers * LONG ? all / 4 : 0;
+        long long shared = all - rest;
+        int first = (int)(shared * worker / workers), end = (int)(shared * (worker + 1) / workers);
+        S share;
+        share.seek(rt, algorithm, first, end - first);
+        return share;
+    }
+
+    // Takes the next chunk, after `wait_for_predecessor`. Which one it is need not be known before this share ends.
+    __device__ __forceinline__ void take(const Runtime& rt) {
+        if (rest > 0 && threadIdx.x % 32 == 0) {
+            taken = atomicAdd(rt.arrivals, 1);
+        }
+    }
+
+    // What a warp scores behind the end of a share; nothing where all is dealt.
+    __device__ __forceinline__ void next(const Runtime& rt, int algorithm, S& share) {
+        if (rest == 0) {
+            return;
+        }
+        int number = __shfl_sync(FULL, taken, 0), first = number * CHUNK;
+        if (first < rest) {
+            share.seek(rt, algorithm, all - rest + first, min(CHUNK, rest - first));
+            take(rt);
+        } else if (number == (rest + CHUNK - 1) / CHUNK + workers - 1 && threadIdx.x % 32 == 0) {
+            // Every warp takes one chunk too many: the last one leaves the counter as it was.
+            *rt.arrivals = 0;
+        }
+    }
+};
+
 template <int D, int SLOTS>
 __device__ __forceinline__ void score(const Runtime& rt, int algorithm, int layer) {
     using F = Form<D, SLOTS>;
-    int thread = threadIdx.x % 32, worker = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+    int thread = threadIdx.x % 32;
     int column = thread / 4, quad = thread % 4, slot = column % SLOTS, which = column / SLOTS;
     int words = min(quad, F::QUADS - 1);
-    typename F::Groups share;
     let_successor_start();
-    share.start(rt, algorithm, worker, gridDim.x * (blockDim.x / 32));
+    Deal<typename F::Groups> deal;
+    auto share = deal.start(rt, algorithm);
     if (share.left <= 0) {
         wait_for_predecessor();
         return;
@@ -298,10 +344,14 @@ __device__ __forceinline__ void score(const Runtime& rt, int algorithm, int laye
     read_statistics(frames);
     // Frames are older than this step: the first of them are asked for while queries are still being rotated.
     wait_for_predecessor();
+    deal.take(rt);
     read_query<D, SLOTS>(rt, share.i, share.head, q);
     while (true) {
         auto ahead = share;
         ahead.next(rt, algorithm);
+        if (ahead.left <= 0) {
+            deal.next(rt, algorithm, ahead);
+        }
         bool more = ahead.left > 0;
         Quantised<D, SLOTS> query;
         query.make(q, statistics, root);
@@ -352,18 +402,30 @@ __device__ __forceinline__ void score(const Runtime& rt, int algorithm, int laye
 
 // ---- rotated queries
 
-// Eight outputs a warp, four at a time: eight threads share a row of the rotation.
+// Eight outputs a warp, four at a time: eight threads share a row of the rotation. The rotation and lanes are older
+// than a step's layers: they are read while the kernel before this one still runs.
 template <int D>
 __device__ __forceinline__ void rotate(const Runtime& rt, int algorithm, const View& q, const float* rotation) {
     __shared__ float4 queries[GROUP_MAX][D / 4];
     let_successor_start();
-    wait_for_predecessor();
     int i = blockIdx.x, head = blockIdx.y, thread = threadIdx.x % 32;
-    if (i >= *rt.n_active) {
-        return;
+    int first = blockIdx.z * 32 + threadIdx.x / 32 * 8 + thread / 8;
+    float4 r[2][D / 32];
+#pragma unroll
+    for (int pass = 0; pass < 2; pass++) {
+        const float4* row = (const float4*)(rotation + ((size_t)head * D + first + 4 * pass) * D) + thread % 8;
+#pragma unroll
+        for (int m = 0; m < D / 32; m++) {
+            r[pass][m] = __ldg(row + 8 * m);
+        }
     }
-    const Lane& lane = rt.lanes[rt.active[i]];
-    if (lane.algorithm != algorithm || pages_of_work(lane, INDEXED) == 0) {
+    bool selects = i < *rt.n_active;
+    if (selects) {
+        const Lane& lane = rt.lanes[rt.active[i]];
+        selects = lane.algorithm == algorithm && pages_of_work(lane, INDEXED) != 0;
+    }
+    wait_for_predecessor();
+    if (!selects) {
         return;
     }
     for (int n = threadIdx.x; n < rt.group * D; n += blockDim.x) {
@@ -371,28 +433,24 @@ __device__ __forceinline__ void rotate(const Runtime& rt, int algorithm, const V
     }
     __syncthreads();
 #pragma unroll
-    for (int pass = 0; pass < 2; pass++) {
-        int c = blockIdx.z * 32 + threadIdx.x / 32 * 8 + pass * 4 + thread / 8;
-        const float4* row = (const float4*)(rotation + ((size_t)head * D + c) * D) + thread % 8;
-        float sums[GROUP_MAX] = {};
+    for (int h = 0; h < GROUP_MAX; h++) {
+        if (h < rt.group) {
+            float sums[2] = {};
 #pragma unroll
-        for (int m = 0; m < D / 32; m++) {
-            float4 r = __ldg(row + 8 * m);
+            for (int m = 0; m < D / 32; m++) {
+                float4 x = queries[h][thread % 8 + 8 * m];
 #pragma unroll
-            for (int h = 0; h < GROUP_MAX; h++) {
-                if (h < rt.group) {
-                    float4 x = queries[h][thread % 8 + 8 * m];
-                    sums[h] = fmaf(r.x, x.x, fmaf(r.y, x.y, fmaf(r.z, x.z, fmaf(r.w, x.w, sums[h]))));
+                for (int pass = 0; pass < 2; pass++) {
+                    float4 y = r[pass][m];
+                    sums[pass] = fmaf(y.x, x.x, fmaf(y.y, x.y, fmaf(y.z, x.z, fmaf(y.w, x.w, sums[pass]))));
                 }
             }
-        }
 #pragma unroll
-        for (int h = 0; h < GROUP_MAX; h++) {
-            if (h < rt.group) {
-                sums[h] = quad_sum(sums[h]);
-                sums[h] += __shfl_xor_sync(FULL, sums[h], 4);
+            for (int pass = 0; pass < 2; pass++) {
+                float sum = quad_sum(sums[pass]);
+                sum += __shfl_xor_sync(FULL, sum, 4);
                 if (thread % 8 == h) {
-                    rt.rotated_q[((size_t)i * rt.q_heads + head * rt.group + h) * D + c] = sums[h];
+                    rt.rotated_q[((size_t)i * rt.q_heads + head * rt.group + h) * D + first + 4 * pass] = sum;
                 }
             }
         }
@@ -413,8 +471,9 @@ ROTATE_QUERY(96)
 ROTATE_QUERY(128)
 
 // token_logits and page_scores of lanes that select; `_4` for groups of up to 4 query heads, `_8` up to 8. Any grid of
-// warps: they share all groups equally; no shared memory. A group of 48 tokens and a KV head is 16 d bytes read, once,
-// and 120 written for each query head: 20 lanes of 55,000 tokens, 32 query and 8 KV heads, d 128: 375 + 88 MB.
+// warps, which share all groups; no shared memory; counts in arrivals[0]. A group of 48 tokens and a KV head is 16 d
+// bytes read, once, and 120 written for each query head: 20 lanes of 55,000 tokens, 32 query and 8 KV heads, d 128:
+// 375 + 88 MB.
 #define SCORE_CODES(D, SLOTS)                                                                                          \
     extern "C" __global__ void __launch_bounds__(128, 3)                                                               \
         score_codes_##D##_##SLOTS(const __grid_constant__ Runtime rt, int algorithm, int layer) {                      \

@@ -260,11 +260,20 @@ fn open_library(path: &Path) -> bool {
     match unsafe { libloading::os::unix::Library::open(Some(path), libloading::os::unix::RTLD_NOW | GLOBAL) } {
         Ok(library) => {
             std::mem::forget(library);
-            true
+            is_open()
         }
         Err(_) => false,
     }
 }
+
+/// Whether the library is open by its own name: a file may be something else.
+fn is_open() -> bool {
+    // SAFETY: nothing is opened that is not open yet.
+    unsafe { libloading::os::unix::Library::open(Some(LIBRARY), libloading::os::unix::RTLD_NOW | NOLOAD) }.is_ok()
+}
+
+/// Only what is open already: `RTLD_NOLOAD` of Linux.
+const NOLOAD: i32 = 4;
 
 /// Symbols serve libraries that are opened later.
 const GLOBAL: i32 = libloading::os::unix::RTLD_GLOBAL;

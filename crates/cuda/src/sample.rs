@@ -31,6 +31,11 @@ const SCORES_BYTES: usize = SCORE_ROWS * score_bytes(TOP_MAX);
 /// Places for them that are pinned together.
 const SLAB_PLACES: usize = 64;
 
+/// Places that two tickets can hold, each with the scores of one part of a prompt.
+const fn score_places(max_tokens: usize) -> usize {
+    TICKETS * max_tokens.div_ceil(SCORE_ROWS)
+}
+
 /// Scratch of `sample` and `score_tokens`.
 pub(crate) fn scratch_bytes(lanes: usize, vocab: usize) -> usize {
     HEAD_BYTES * lanes.max(SCORE_ROWS) + 4 * lanes * vocab
@@ -105,8 +110,8 @@ pub(crate) fn lane_output(argument: &LaneOutputArgument) -> LaneOutput {
     }
 }
 
-/// Where prefills' outputs land, and who has which place. Outputs are bounded by `2 * max_lanes`, what two tickets can
-/// hold; scores by the tokens that two prefill units read, which their predicted time bounds.
+/// Where prefills' outputs land, and who has which place. Both are bounded by what two tickets can hold: an output for
+/// every lane each, and the scores of one part of a prompt, which is no longer than a sequence.
 pub(crate) struct Prefilled {
     /// `[2 * max_lanes]` records.
     outputs: Pinned,
@@ -116,6 +121,8 @@ pub(crate) struct Prefilled {
     slabs: Vec<Pinned>,
     /// Places (numbers over all slabs) that nobody has.
     free_scores: Vec<usize>,
+    /// Most places that may be taken.
+    places: usize,
     /// What the next ticket takes.
     open: Closed,
 }
@@ -143,6 +150,7 @@ impl Prefilled {
             free_outputs: (0..outputs as u32).rev().collect(),
             slabs: Vec::new(),
             free_scores: Vec::new(),
+            places: score_places(shape.max_tokens),
             open: Closed::default(),
         })
     }
@@ -157,6 +165,8 @@ impl Prefilled {
 
     /// A place for `count` scores of the open ticket.
     fn claim_scores(&mut self, count: usize, top: usize) -> Result<Pointer, BackendError> {
+        let taken = self.slabs.len() * SLAB_PLACES - self.free_scores.len();
+        assert!(taken < self.places, "at most {} scores are in flight", self.places * SCORE_ROWS);
         if self.free_scores.is_empty() {
             let first = self.slabs.len() * SLAB_PLACES;
             self.slabs.push(Pinned::new(SLAB_PLACES * SCORES_BYTES)?);

@@ -18,6 +18,7 @@ pub use noise::Noise;
 
 use backend::AlgorithmId;
 use engine::outbox::{Delivered, EventSink, TextFactory, TextOptions, TextStream};
+use engine::plan::Act;
 use engine::{
     Attention, Engine, EngineConfig, Event, Finished, Outbox, Progress, Refusal, Request, RequestId, Scheduler, Source,
     Steps, TokenEvent,
@@ -144,7 +145,11 @@ impl Simulation {
         let mut steps = Steps::new(scheduler, Outbox::new(Some(letters())), runtime, forward, device.clone());
         let trace = Arc::new(Mutex::new(Vec::new()));
         let lines = trace.clone();
-        steps.set_trace(Box::new(move |plan| lines.lock().expect("one thread").push(plan.to_string())));
+        steps.set_trace(Box::new(move |plan| {
+            let scores = plan.pieces.iter().filter(|piece| matches!(piece.act, Act::Layer { scored: 1.., .. })).count();
+            assert!(scores <= 1, "a unit scores one part of a prompt: {plan}");
+            lines.lock().expect("one thread").push(plan.to_string());
+        }));
         Simulation { steps, device, readers: BTreeMap::new(), trace }
     }
 

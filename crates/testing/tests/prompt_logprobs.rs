@@ -158,6 +158,34 @@ fn a_prompt_that_is_scored_is_read_whole_whatever_is_cached() {
 }
 
 #[test]
+fn a_unit_scores_one_part_of_one_prompt() {
+    let mut config = SimulatorConfig::new(400, 8);
+    // Long enough for all prompts at once: what is in flight is bounded by something else.
+    config.engine.unit_seconds = 1e3;
+    let mut simulation = Simulation::new(config);
+    let prompts: Vec<Vec<TokenId>> = (0..8).map(|seed| prompt(seed, 10 + 30 * seed as usize)).collect();
+    let ask = |tokens: &Vec<TokenId>| {
+        // Without a completion: a first token would end the unit, too.
+        let mut request = complete(tokens.clone(), 0, 0);
+        request.prompt_logprobs = Some(1);
+        simulation.submit(request).expect("there is room")
+    };
+    let ids: Vec<_> = prompts.iter().map(ask).collect();
+    simulation.run();
+    let scored = |line: &String| line.matches(" score ").count();
+    let lines = simulation.take_trace();
+    assert!(lines.iter().all(|line| scored(line) <= 1), "{}", lines.join("\n"));
+    assert_eq!(lines.iter().map(scored).sum::<usize>(), prompts.len(), "as many parts as prompts");
+    for (tokens, id) in prompts.iter().zip(ids) {
+        let told = simulation.seen(id).into_iter().find_map(|(_, event)| match event {
+            Event::PromptLogprobs(told) => Some(told),
+            _ => None,
+        });
+        assert_eq!(told, Some(naive::prompt_logprobs(tokens, 1)));
+    }
+}
+
+#[test]
 fn forks_and_long_lists_are_refused() {
     let mut simulation = Simulation::new(SimulatorConfig::new(60, 2));
     let mut refused = |change: &dyn Fn(&mut Request)| {

@@ -44,7 +44,8 @@ impl Scheduler {
             let Some(id) = self.most_urgent(open) else { break };
             let prefill = self.prefill(id);
             let Some(part) = prefill.next(unit - used, &self.cost) else { break };
-            let collects = part == Part::Sample || 0 < prefill.scored(&part);
+            let scores = 0 < prefill.scored(&part);
+            let collects = part == Part::Sample || scores;
             if collects && self.committed < self.sampled {
                 // What prefills produce is collected for one step at a time.
                 break;
@@ -58,7 +59,8 @@ impl Scheduler {
             }
             used += seconds;
             plan.work = plan.work.plus(work);
-            if self.do_part(id, part, plan) == Rest::NextUnit {
+            // One part's scores are collected at a time, so that a prompt's length bounds how many are in flight.
+            if self.do_part(id, part, plan) == Rest::NextUnit || scores {
                 break;
             }
             self.open_passes();

@@ -15,6 +15,8 @@ mod memory;
 
 mod lost;
 
+mod shares;
+
 mod whole;
 
 mod rates;

@@ -7,15 +7,19 @@
 
 mod attention;
 
-mod bed;
+pub(crate) mod bed;
 
 mod card;
+
+mod chain;
 
 mod products;
 
 mod rows;
 
 mod selection;
+
+mod step;
 
 use crate::arguments::Arguments;
 use bed::{Bed, Prepare};
@@ -71,6 +75,12 @@ impl Table<'_> {
         }));
     }
 
+    /// Adds a line of what has no floor.
+    fn note(&mut self, what: &str, shape: &str, seconds: f64) {
+        println!("| {what} | {shape} | | {:.1} | | |", 1e6 * seconds);
+        self.rows.push(json!({ "kernel": what, "shape": shape, "measured_us": 1e6 * seconds }));
+    }
+
     /// Times a kernel of the decode step: `record` with its number, as often as it takes for its graph to be long.
     pub(crate) fn step(
         &mut self,
@@ -113,6 +123,8 @@ pub(crate) fn run(arguments: &Arguments) -> bool {
     rows::measure(&mut table, &backend);
     attention::measure(&mut table, &backend);
     selection::measure(&mut table, &backend);
+    step::measure(&mut table, &backend);
+    chain::measure(&mut table);
     arguments.write(&json!({
         "device": backend::Backend::info(backend.as_ref()).description,
         "copy_gb_s": copy, "product_tflop_s": product, "model_shape": "llama-3.1-8b", "rates": table.rows,

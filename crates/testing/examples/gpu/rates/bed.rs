@@ -185,7 +185,7 @@ impl Bed {
                 None => Sampling::default(),
             };
             self.runtime.start_lane(&LaneStart {
-                lane: LaneId(lane as u16),
+                lane: Bed::lane(lane),
                 algorithm,
                 selection,
                 len: self.spec.tokens - 1,
@@ -212,11 +212,24 @@ impl Bed {
         StepKey { bucket: self.spec.lanes, algorithms, measure_mass: false, retrieves: false }
     }
 
+    /// A lane's name.
+    pub(crate) fn lane(number: usize) -> LaneId {
+        LaneId(number as u16)
+    }
+
+    /// One step of some lanes, which begins where they do.
+    pub(crate) fn step(&self, lanes: &[usize], record: &(dyn Fn() + Sync)) {
+        self.start_lanes();
+        let input = StepInput { active: lanes.iter().map(|lane| Bed::lane(*lane)).collect(), ..StepInput::default() };
+        let ticket = self.runtime.launch(self.next_key(), &input, &mut || record());
+        self.runtime.collect(ticket).unwrap_or_else(|error| panic!("{error}"));
+    }
+
     /// Seconds of a repetition of `record` in a captured graph; `floor` is about what one takes. `prepare` runs in a
     /// step of its own before, and leaves what `record` reads.
     pub(crate) fn step_seconds(&self, floor: f64, prepare: Prepare<'_>, record: &(dyn Fn(usize) + Sync)) -> f64 {
         let repetitions = ((GRAPH_SECONDS / floor.max(1e-9)) as usize).clamp(2 * self.spec.layers, REPETITIONS_MAX);
-        let active = (0..self.spec.lanes as u16).map(LaneId).collect();
+        let active = (0..self.spec.lanes).map(Bed::lane).collect();
         let input = StepInput { active, ..StepInput::default() };
         let collect = |ticket| self.runtime.collect(ticket).unwrap_or_else(|error| panic!("{error}"));
         self.start_lanes();
@@ -255,7 +268,8 @@ impl Bed {
     }
 }
 
-fn median(mut seconds: Vec<f64>) -> f64 {
+/// The middle one.
+pub(crate) fn median(mut seconds: Vec<f64>) -> f64 {
     seconds.sort_by(f64::total_cmp);
     seconds[seconds.len() / 2]
 }

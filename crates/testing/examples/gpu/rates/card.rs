@@ -57,7 +57,7 @@ fn copy() -> f64 {
     2.0 * COPY_BYTES as f64 / best
 }
 
-fn check(result: CUresult) {
+pub(crate) fn check(result: CUresult) {
     assert_eq!(result, CUresult::CUDA_SUCCESS, "the driver refuses");
 }
 
