@@ -11,7 +11,7 @@ use crate::handle::RequestHandle;
 use crate::outbox::{EventSink, Outbox, TextFactory};
 use crate::request::{Refusal, Request, RequestId};
 use crate::step::{Progress, Steps};
-use crate::{Forward, Metrics, Scheduler};
+use crate::{Footprint, Forward, Metrics, Scheduler};
 use backend::Runtime;
 use kv::SequenceId;
 use sparse::AlgorithmSpec;
@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// A running engine. Dropping it aborts what runs and joins the thread.
 pub struct Engine {
@@ -35,9 +36,14 @@ pub(crate) enum Message {
     Abort(RequestId),
     /// A held sequence is not needed any more.
     Release(SequenceId),
+    /// What every sequence has.
+    Footprints(FootprintsReply),
     /// Shutdown.
     Stop,
 }
+
+/// Takes the footprints of all sequences, ascending by number; must not wait.
+pub type FootprintsReply = Box<dyn FnOnce(Vec<Footprint>) + Send>;
 
 /// What both sides see.
 #[derive(Default)]
@@ -48,6 +54,9 @@ struct Shared {
     /// Set once, when the engine cannot go on.
     failure: Mutex<Option<String>>,
 }
+
+/// How often the thread looks whether host memory has grown.
+const WAIT: Duration = Duration::from_millis(2);
 
 /// Whether the thread goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +125,15 @@ impl Engine {
         *self.shared.metrics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Has `reply` called with what every sequence has, within about a step. Where the engine stops first, `reply` is
+    /// dropped.
+    ///
+    /// # Errors
+    /// `MESSAGES_MAX` messages wait, or the engine has stopped.
+    pub fn footprints(&self, reply: FootprintsReply) -> Result<(), Refusal> {
+        self.try_send(Message::Footprints(reply))
+    }
+
     /// Why the engine has stopped; `None` while it runs.
     pub fn failure(&self) -> Option<String> {
         let said = self.shared.failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -135,7 +153,11 @@ impl Engine {
     }
 
     fn send(&self, id: RequestId, request: Request, sink: Box<dyn EventSink>) -> Result<(), Refusal> {
-        self.messages.try_send(Message::Submit(id, Box::new(request), sink)).map_err(|error| match error {
+        self.try_send(Message::Submit(id, Box::new(request), sink))
+    }
+
+    fn try_send(&self, message: Message) -> Result<(), Refusal> {
+        self.messages.try_send(message).map_err(|error| match error {
             TrySendError::Full(_) => Refusal::QueueFull { max_queue: MESSAGES_MAX },
             TrySendError::Disconnected(_) => self.stopped(),
         })
@@ -179,11 +201,16 @@ impl Thread {
 
     /// Takes every message that is there; waits for one where there is nothing else to do.
     fn receive(&mut self, progress: Progress) -> Turn {
-        if progress == Progress::Idle {
-            let Ok(message) = self.inbox.recv() else { return Turn::Stop };
-            if self.take(message) == Turn::Stop {
-                return Turn::Stop;
-            }
+        let message = match progress {
+            Progress::Worked => None,
+            Progress::Waiting => self.inbox.recv_timeout(WAIT).ok(),
+            Progress::Idle => match self.inbox.recv() {
+                Ok(message) => Some(message),
+                Err(_) => return Turn::Stop,
+            },
+        };
+        if message.is_some_and(|message| self.take(message) == Turn::Stop) {
+            return Turn::Stop;
         }
         loop {
             let turn = match self.inbox.try_recv() {
@@ -202,6 +229,7 @@ impl Thread {
             Message::Submit(id, request, sink) => self.steps.submit(id, *request, sink),
             Message::Abort(id) => self.steps.abort(id, AbortReason::Caller),
             Message::Release(sequence) => self.steps.release(sequence),
+            Message::Footprints(reply) => reply(self.steps.scheduler.sequences().map(Footprint::of).collect()),
             Message::Stop => return Turn::Stop,
         }
         Turn::GoOn

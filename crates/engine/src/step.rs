@@ -43,6 +43,8 @@ pub type Trace = Box<dyn FnMut(&Plan) + Send>;
 pub enum Progress {
     /// Something was launched or collected.
     Worked,
+    /// There was nothing to do, but there will be without anybody's doing: host memory is still being made.
+    Waiting,
     /// There was nothing to do.
     Idle,
 }
@@ -89,7 +91,10 @@ impl Steps {
         let launched = self.launch(plan);
         let outcome = self.collect(launched)?;
         self.times.device_us += if launched == Progress::Worked { watch.lap() } else { 0 };
-        let Some(outcome) = outcome else { return Ok(launched) };
+        let Some(outcome) = outcome else {
+            let waits = launched == Progress::Idle && self.scheduler.waits_for_dram();
+            return Ok(if waits { Progress::Waiting } else { launched });
+        };
         let notices = self.scheduler.commit(outcome);
         self.times.schedule_us += watch.lap();
         self.deliver(notices);

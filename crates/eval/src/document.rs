@@ -26,18 +26,19 @@ pub struct Document<'a> {
 }
 
 impl<'a> Document<'a> {
-    /// Reads all of `tokens` densely, whatever the prefix cache has, telling `progress` (tokens done, tokens in all).
+    /// Reads all of `tokens`, whatever the prefix cache has, telling `progress` (tokens done, tokens in all). Under a
+    /// sparse attention the document may be at home in host memory; prompts are read densely under any.
     ///
     /// # Errors
     /// It does not fit, or the engine failed.
     pub fn read(
         engine: &'a Engine,
         tokens: Vec<TokenId>,
-        dense: Attention,
+        attention: Attention,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Self, EvalError> {
         let start = Instant::now();
-        let mut request = Request::new(Source::Prompt(tokens), dense, 0);
+        let mut request = Request::new(Source::Prompt(tokens), attention, 0);
         (request.hold, request.cache) = (true, false);
         let mut handle = engine.submit(request)?;
         let mut held = None;

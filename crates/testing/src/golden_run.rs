@@ -69,6 +69,18 @@ pub fn needle_rig_on(backend: &dyn Backend, context: usize, options: RigOptions)
     Rig::start_on(backend, &opened, None, RigOptions { pool_rows, ..options })
 }
 
+/// The same with a pool of `share` of a document's rows, and host memory for the rest: documents and questions are at
+/// home there.
+///
+/// # Panics
+/// The bundled model does not load.
+pub fn pressed_rig_on(backend: &dyn Backend, context: usize, share: f64, options: RigOptions) -> Rig {
+    let opened = model::open(&ModelSource::Bundled).expect("the bundled model opens");
+    let pages = geometry::pages(context + 64);
+    let (pool_rows, dram_rows) = ((pages as f64 * share) as usize, 2 * pages + 64 * (AT_ONCE + 1));
+    Rig::start_on(backend, &opened, None, RigOptions { pool_rows, dram_rows, ..options })
+}
+
 /// Options of such a rig on a GPU.
 pub fn gpu_options(context: usize) -> RigOptions {
     RigOptions::new(AT_ONCE + 1, context + 64).on_gpu()
@@ -98,6 +110,35 @@ impl Table {
             let most = if context <= 32_768 { golden.documents() } else { long_documents };
             for tally in ask(&rig, &golden, 0..golden.documents().min(most), &MODES) {
                 table.add(&golden, &tally, say);
+            }
+        }
+        table
+    }
+
+    /// Asks rigs whose pools are too small for their documents, under every sparse mode, from 16K on; each line ends
+    /// with the share of the selected pages that a slot held.
+    ///
+    /// # Panics
+    /// The engine fails, or fetches nothing.
+    pub fn ask_pressed(start: impl Fn(usize) -> Rig, long_documents: usize, say: &mut dyn FnMut(&str)) -> Self {
+        let mut table = Table::default();
+        say("| context | questions | attention | right | reference |\n| --- | ---: | --- | ---: | ---: |");
+        for context in CONTEXTS.into_iter().filter(|context| 16_384 <= *context) {
+            let golden = GoldenContext::read(context);
+            let rig = start(context);
+            for mode in &MODES[1..] {
+                let before = rig.engine.metrics();
+                let documents = 0..golden.documents().min(long_documents);
+                let tallies = ask_behind(&rig, &golden, documents, std::slice::from_ref(mode), *mode);
+                let metrics = rig.engine.metrics();
+                let hits = metrics.page_hits_total - before.page_hits_total;
+                let misses = metrics.page_misses_total - before.page_misses_total;
+                assert!(0 < misses, "{context}: pages are fetched: {metrics:?}");
+                table.add(&golden, &tallies[0], say);
+                let last = table.results.last_mut().expect("a record was added");
+                last["page_hits"] = hits.into();
+                last["page_misses"] = misses.into();
+                say(&format!("  {hits} hits, {misses} misses"));
             }
         }
         table
@@ -186,11 +227,22 @@ impl Tally {
 /// # Panics
 /// The engine fails.
 pub fn ask(rig: &Rig, context: &GoldenContext, documents: std::ops::Range<usize>, modes: &[Mode]) -> Vec<Tally> {
+    ask_behind(rig, context, documents, modes, MODES[0])
+}
+
+/// The same with documents held under `of`: a sparse one's may be at home in host memory.
+fn ask_behind(
+    rig: &Rig,
+    context: &GoldenContext,
+    documents: std::ops::Range<usize>,
+    modes: &[Mode],
+    of: Mode,
+) -> Vec<Tally> {
     let empty = |mode: &Mode| Tally { mode: *mode, asked: 0, right: 0, disagreements: Vec::new(), reference_right: 0 };
     let mut tallies: Vec<Tally> = modes.iter().map(empty).collect();
     for number in documents {
-        let dense = attention(rig, MODES[0]);
-        let document = Document::read(&rig.engine, context.document(number), dense, |_, _| ()).expect("it fits");
+        let held = attention(rig, of);
+        let document = Document::read(&rig.engine, context.document(number), held, |_, _| ()).expect("it fits");
         let golden: Vec<_> = context.questions.iter().filter(|q| q.document == number).collect();
         let questions: Vec<Question> = golden
             .iter()

@@ -40,6 +40,8 @@ pub struct SimulatorConfig {
     pub steps_in_flight: usize,
     /// What things take.
     pub costs: Costs,
+    /// Whether host memory comes bit by bit.
+    pub dram_grows: bool,
     /// Decode steps after which the device is lost.
     pub lost_after: Option<u64>,
     /// For the costs' jitter.
@@ -113,7 +115,8 @@ impl SimulatorConfig {
     pub fn new(pool_rows: usize, max_lanes: usize) -> Self {
         let mut engine = EngineConfig::new(pool_rows, 1 << 20, 1 << 17, VOCAB);
         engine.max_lanes = max_lanes;
-        SimulatorConfig { engine, layers: 2, steps_in_flight: 1, costs: Costs::default(), lost_after: None, seed: 0 }
+        let (costs, dram_grows) = (Costs::default(), false);
+        SimulatorConfig { engine, layers: 2, steps_in_flight: 1, costs, dram_grows, lost_after: None, seed: 0 }
     }
 }
 
@@ -127,7 +130,7 @@ impl SimulatorConfig {
     fn parts(&self) -> (Arc<Device>, Arc<FakeRuntime>, Arc<FakeForward>) {
         let (rows, lanes) = ([self.engine.pool_rows, self.engine.dram_rows], self.engine.max_lanes);
         let device = Arc::new(Device::new(rows, self.layers, lanes, self.costs, self.seed));
-        let runtime = Arc::new(FakeRuntime::new(device.clone(), self.steps_in_flight, self.lost_after));
+        let runtime = Arc::new(FakeRuntime::new(device.clone(), self.steps_in_flight, self.dram_grows, self.lost_after));
         let forward = Arc::new(FakeForward::new(device.clone()));
         (device, runtime, forward)
     }

@@ -70,6 +70,7 @@ impl Day {
         config.engine.dram_rows = if noise.once_in(4) { noise.below(300) } else { 4000 };
         config.engine.max_lanes = 2 + noise.below(12);
         config.engine.unit_seconds = [1e-6, 0.001, 0.05][noise.below(3)];
+        config.dram_grows = noise.once_in(3);
         Day { simulation: Simulation::new(config), long_prompts: true, ..Day::new(seed) }
     }
 
@@ -246,7 +247,7 @@ impl Day {
 #[test]
 fn serving_days_leak_nothing_and_give_every_request_its_tokens() {
     let (mut hits, mut evicted) = (0, 0);
-    for seed in 0..120 {
+    for seed in 0..140 {
         let (_, metrics) = Day::new(seed).run();
         hits += metrics.prefix_hit_tokens_total;
         evicted += metrics.prefix_evicted_tokens_total;

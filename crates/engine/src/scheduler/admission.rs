@@ -21,6 +21,8 @@ struct Needs {
     /// What the parent lacks, and keeps.
     parent: Option<ParentIndex>,
     parent_rows: usize,
+    /// Pages that the steps of all choices select at most; none where nothing is decoded.
+    selected: usize,
 }
 
 /// Rows reserved for a whole request.
@@ -38,16 +40,11 @@ impl Needs {
         self.demand.total().pool() + self.parent_rows
     }
 
-    /// Pages that the steps of all choices select at most.
-    fn selected(&self) -> usize {
-        self.demand.choices * self.demand.selected_most()
-    }
-
     /// Rows of the pool with the fewest cache rows.
     fn rows_least(&self) -> usize {
         match self.demand.residence {
             Residence::Full => self.rows(),
-            Residence::Sparse => self.rows() + budget::slots(self.selected(), BETA_FLOOR),
+            Residence::Sparse => self.rows() + budget::slots(self.selected, BETA_FLOOR),
         }
     }
 }
@@ -85,7 +82,7 @@ impl Scheduler {
         let dram = self.tiers.dram.reserve(needs.demand.total().dram).ok()?;
         let (ids, stakes) = self.stakes();
         let free = self.tiers.pool.available() + self.tiers.pool.spare();
-        let selected = if needs.demand.residence == Residence::Sparse { needs.selected() } else { 0 };
+        let selected = if needs.demand.residence == Residence::Sparse { needs.selected } else { 0 };
         match budget::make_room(free, needs.rows(), selected, &stakes) {
             Room::Now { slots } => {
                 let slots = slots / needs.demand.choices;
@@ -269,7 +266,8 @@ impl Scheduler {
         });
         let parent_rows =
             parent.map_or(0, |part| self.sequences[&part.parent].kv.missing_summary_rows(prefix, &part.indexing));
-        Needs { demand, parent, parent_rows }
+        let selected = if request.decodes() { request.choices * demand.selected_most() } else { 0 };
+        Needs { demand, parent, parent_rows, selected }
     }
 
     /// Whether the summaries that a fork needs are being made for another one: it shares them when they are there.

@@ -29,6 +29,11 @@ impl Scheduler {
         }
     }
 
+    /// Whether somebody waits while host memory grows.
+    pub(crate) fn waits_for_dram(&self) -> bool {
+        self.dram_grows && !self.waiting.is_empty()
+    }
+
     /// Whether room is being made for the queue's head.
     pub(super) fn makes_room(&self) -> bool {
         !self.changing.is_empty()
@@ -38,6 +43,9 @@ impl Scheduler {
     pub(super) fn stakes(&self) -> (Vec<SequenceId>, Vec<Stake>) {
         let mut dram = self.tiers.dram.available();
         let mut stake = |sequence: &Sequence| {
+            if !decodes(sequence) {
+                return (sequence.id, Stake { selected: 0, holds: Holds::Fixed });
+            }
             let selected = self.selected_most(sequence);
             let holds = match (&sequence.phase, sequence.kv.residence()) {
                 (Phase::Running(_), Residence::Sparse) => Holds::Slots(sequence.kv.cache().slots().len()),
@@ -74,9 +82,8 @@ impl Scheduler {
 
     /// Moves what is to move, as far as a unit's time goes, and lets sequences grow where nobody waits.
     pub(super) fn change_residence(&mut self, plan: &mut Plan) {
-        self.changing.retain(|(id, _)| self.sequences.get(id).is_some_and(|sequence| sequence.running().is_some()));
-        let decodes = self.sequences.values().any(|sequence| sequence.running().is_some());
-        let owed = decodes && 0.0 < self.decode_debt_seconds + self.debts_in_flight.iter().sum::<f64>();
+        self.changing.retain(|(id, _)| self.sequences.get(id).is_some_and(decodes));
+        let owed = self.sequences.values().any(decodes) && 0.0 < self.decode_debt_seconds + self.debts_in_flight.iter().sum::<f64>();
         while let Some(&(id, slots)) = self.changing.front() {
             if self.sequences[&id].kv.residence() == Residence::Full {
                 if owed || !self.offload(id, plan) {
@@ -133,7 +140,7 @@ impl Scheduler {
     /// Rows that nobody waits for go to those whose caches are smallest for what they select.
     fn grow_caches(&mut self, plan: &mut Plan) {
         let free = self.tiers.pool.available().saturating_sub(self.config.pool_rows / FREE_SHARE);
-        let any = |sequence: &Sequence| sequence.running().is_some() && sequence.kv.residence() == Residence::Sparse;
+        let any = |sequence: &Sequence| decodes(sequence) && sequence.kv.residence() == Residence::Sparse;
         if free == 0 || !self.sequences.values().any(any) {
             return;
         }
@@ -180,4 +187,9 @@ impl Scheduler {
         let Some(group) = self.requests.get(&sequence.request) else { return sequence.kv.len() };
         sequence.prompt_tokens + self.completion_max(&group.request) + 1
     }
+}
+
+/// Whether a sequence runs on a lane; one that only reads its prompt never has one.
+fn decodes(sequence: &Sequence) -> bool {
+    sequence.running().is_some() && sequence.lane.is_some()
 }

@@ -21,6 +21,8 @@ pub(crate) struct Arguments {
     pub(crate) extent: Extent,
     /// Whether only the ops' suites run, no whole steps.
     pub(crate) suites: bool,
+    /// Rows of the pool, as a share of a document's, where host memory has the rest.
+    pub(crate) pool_share: Option<f64>,
     /// The one check that is asked for.
     pub(crate) only: Option<String>,
     /// Of a process that goes on after a lost device: the first check that is left, and what failed before.
@@ -49,6 +51,7 @@ impl Arguments {
             json: None,
             extent: Extent::Full,
             suites: false,
+            pool_share: None,
             only: None,
             from: 0,
             failed: Vec::new(),
@@ -62,6 +65,11 @@ impl Arguments {
                 "--json" => arguments.json = Some(value()?.into()),
                 "--quick" => arguments.extent = Extent::Reduced,
                 "--suites" => arguments.suites = true,
+                "--pool-share" => {
+                    let text = value()?;
+                    let share = text.parse().map_err(|_| format!("'{text}' is not a number"))?;
+                    arguments.pool_share = Some(share);
+                }
                 "--only" => arguments.only = Some(value()?),
                 "--from" => arguments.from = number(value()?)?,
                 "--failed" => arguments.failed.push(value()?),

@@ -2,7 +2,7 @@
 
 use crate::arguments::Arguments;
 use crate::course::{self, Check};
-use crate::{lost, memory, shares, whole};
+use crate::{lost, memory, pressed, shares, whole};
 use backend::Backend;
 use cuda::CudaBackend;
 use std::cell::OnceCell;
@@ -64,6 +64,7 @@ fn others(arguments: &Arguments) -> Vec<Check<'_>> {
         ("full_budget", whole::full_budget),
         ("random_weights", whole::random_weights),
         ("shares_of_scores", shares::check),
+        ("pressed", pressed::check),
     ];
     // A tool that watches every access takes memory of its own, and must not watch an error that is made on purpose.
     if arguments.extent == Extent::Full {

@@ -19,6 +19,7 @@ mod shares;
 
 mod whole;
 
+mod pressed;
 mod rates;
 
 use arguments::{Arguments, Machine};
@@ -27,7 +28,8 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: gpu COMMAND [--device N] [--cublas PATH] [--json FILE]
   check [--quick] [--only NAME]   conformance suites, captured steps, the engine, memory, failures
-  golden                          the bundled model's golden questions at every context
+  golden [--pool-share X]         the bundled model's golden questions at every context; with X, from 16K on, on a pool
+                                  of that share of a document's rows, host memory behind it
   greedy                          greedy tokens of the bundled model, CPU against GPU
   rates [--only KERNEL]           what each kernel reaches of what the card allows
   list                            names of the checks

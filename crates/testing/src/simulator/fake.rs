@@ -6,12 +6,15 @@ use engine::{Forward, PassView};
 use kv::{LaneId, PageEntry, RowId, TokenId};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// The contract over a [`Device`]: what the engine itself calls works; the ops of a real model are never reached.
 pub(super) struct FakeRuntime {
     device: Arc<Device>,
     steps_in_flight: usize,
+    /// Rows of host memory that are there: a few more whenever somebody asks.
+    dram_rows: AtomicUsize,
     /// Decode steps after which the device is lost.
     lost_after: Option<u64>,
     outputs: Mutex<Outputs>,
@@ -29,8 +32,9 @@ pub(super) struct FakeForward {
 }
 
 impl FakeRuntime {
-    pub(super) fn new(device: Arc<Device>, steps_in_flight: usize, lost_after: Option<u64>) -> Self {
-        FakeRuntime { device, steps_in_flight, lost_after, outputs: Mutex::default() }
+    pub(super) fn new(device: Arc<Device>, steps_in_flight: usize, dram_grows: bool, lost_after: Option<u64>) -> Self {
+        let dram_rows = AtomicUsize::new(if dram_grows { 0 } else { device.dram_rows() });
+        FakeRuntime { device, steps_in_flight, dram_rows, lost_after, outputs: Mutex::default() }
     }
 }
 
@@ -90,7 +94,11 @@ impl Runtime for FakeRuntime {
     }
 
     fn dram_rows(&self) -> usize {
-        self.device.dram_rows()
+        self.device.dram_rows().min(self.dram_rows.fetch_add(3, Ordering::Relaxed))
+    }
+
+    fn dram_grows(&self) -> bool {
+        self.dram_rows.load(Ordering::Relaxed) < self.device.dram_rows() + 3
     }
 
     fn enqueue(&self, record: &mut (dyn FnMut() + Send)) {

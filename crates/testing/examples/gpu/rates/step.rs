@@ -88,6 +88,7 @@ impl Lane {
             first: FirstInput::Prompt { token: 1, outputs: 0 },
             kv_rows: self.rows.clone(),
             summary_rows: Vec::new(),
+            cache_rows: Vec::new(),
             sampling: Sampling::default(),
             prompt: Vec::new(),
             mask: None,
@@ -102,7 +103,7 @@ impl Lane {
     /// Seconds from step to step, two in flight as the engine has them. No algorithm in the key, no attention: every
     /// other kernel of the step is in its graph.
     fn step_seconds(&self, algorithms: AlgorithmSet) -> f64 {
-        let key = StepKey { bucket: 1, algorithms, measure_mass: false };
+        let key = StepKey { bucket: 1, algorithms, measure_mass: false, retrieves: false };
         let input = StepInput { active: vec![LANE], ..StepInput::default() };
         let launch = || self.runtime.launch(key, &input, &mut || self.decoder.decode(self.runtime.as_ref(), key));
         let run = || {
