@@ -347,6 +347,10 @@ pub trait Runtime: Inspect + Send + Sync {
 
     // Attend, over the active lanes of one algorithm.
 
+    /// Puts made-up pages in the place of those that `topk` chose, `overlap` of which stay from one step to the next: for
+    /// measurements with random weights, whose own choice means nothing ([`crate::made_up`]).
+    fn made_up_selection(&self, algorithm: AlgorithmId, layer: usize, overlap: f32);
+
     /// Finds a slot for every selected page that is at home in host memory (`kv::bucketed_lru::resolve`): rewrites its
     /// entry in the page list, and lists what has to be fetched. Lanes without cache rows are passed over.
     fn resolve(&self, algorithm: AlgorithmId, layer: usize);

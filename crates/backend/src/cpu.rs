@@ -56,5 +56,7 @@ mod topk;
 
 mod retrieve;
 
+mod made_up;
+
 pub use device::{CpuBackend, CpuOptions};
 pub use simd::Isa;

@@ -19,6 +19,8 @@ pub mod fuse;
 
 pub mod sketch;
 
+pub mod made_up;
+
 pub mod reference;
 
 pub mod cpu;

@@ -7,6 +7,7 @@ pub(crate) use load::{EndpointName, Latency, LoadArgs, PromptName, WorkloadName}
 use crate::device::DeviceName;
 use crate::quantity::{Bytes, Share, TokenCount};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use kv::bucketed_lru::Eviction;
 use std::path::PathBuf;
 
 /// Serves long-context language models: dense and sparse attention over a KV cache larger than fast memory.
@@ -59,6 +60,39 @@ pub(crate) enum WeightsName {
     Random,
 }
 
+/// Which of the pages that a sparsely resident sequence has fetched goes first when another one needs its place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EvictionName {
+    /// The page that no step has selected for the longest time.
+    Age,
+    /// The page that scores lowest in the present step.
+    Score,
+    /// The page whose best score, which counts less with every step, is lowest.
+    #[default]
+    FadingScore,
+}
+
+impl EvictionName {
+    /// As it is typed.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            EvictionName::Age => "age",
+            EvictionName::Score => "score",
+            EvictionName::FadingScore => "fading-score",
+        }
+    }
+}
+
+impl From<EvictionName> for Eviction {
+    fn from(name: EvictionName) -> Self {
+        match name {
+            EvictionName::Age => Eviction::Age,
+            EvictionName::Score => Eviction::Score,
+            EvictionName::FadingScore => Eviction::FadingScore,
+        }
+    }
+}
+
 /// Where the model runs.
 #[derive(ClapArgs, Clone)]
 pub(crate) struct DeviceArgs {
@@ -91,6 +125,11 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "SOURCE", default_value = "own")]
     pub(crate) weights: WeightsName,
 
+    /// For measurements with random weights: the pages that a step reads are made up, and this share of them is read
+    /// again by the next step, 0 to 1. Selections are computed all the same, and answers mean nothing
+    #[arg(long, value_name = "SHARE", help_heading = "Engine")]
+    pub(crate) selection_overlap: Option<Share>,
+
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
 
@@ -99,7 +138,19 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "SIZE", help_heading = "Engine")]
     pub(crate) kv_memory: Option<Bytes>,
 
-    /// Longest sequence, prompt and answer together [default: the model's, as far as the KV memory goes]
+    /// Host memory for KV behind the pool, 0 for none. Requests that select what they attend and do not fit into the
+    /// pool run all the same: their pages are kept here, and what a step selects is fetched into the pool. It is there
+    /// for GPUs, whose memory is small; on a CPU the pool is host memory already, and what is given here is better
+    /// given to --kv-memory, but for trying it out
+    #[arg(long, value_name = "SIZE", default_value = "0", help_heading = "Engine")]
+    pub(crate) host_memory: Bytes,
+
+    /// Which fetched page goes first when another one needs its place in the pool; needs --host-memory [default:
+    /// fading-score]
+    #[arg(long, value_name = "RULE", help_heading = "Engine")]
+    pub(crate) eviction: Option<EvictionName>,
+
+    /// Longest sequence, prompt and answer together [default: the model's, as far as the memory for KV goes]
     #[arg(long, value_name = "TOKENS", help_heading = "Engine")]
     pub(crate) max_model_len: Option<TokenCount>,
 

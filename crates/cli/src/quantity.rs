@@ -42,6 +42,10 @@ impl FromStr for Bytes {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("'{text}' is not a size; write for example 512MiB or 4GiB");
         let trimmed = text.trim();
+        if trimmed == "0" {
+            // Nothing is nothing in every unit.
+            return Ok(Bytes(0));
+        }
         let unit = UNITS.iter().find(|(name, _)| trimmed.to_lowercase().ends_with(&name.to_lowercase()));
         let (name, factor) = unit.ok_or_else(wrong)?;
         let number: f64 = trimmed[..trimmed.len() - name.len()].trim().parse().map_err(|_| wrong())?;
@@ -148,6 +152,7 @@ mod tests {
         check("4 GiB", 4 << 30);
         check("1.5gib", 3 << 29);
         check("20MB", 20_000_000);
+        check("0", 0);
         for wrong in ["", "12", "MiB", "-1GiB", "1e300GiB", "4 QiB"] {
             assert!(wrong.parse::<Bytes>().is_err(), "{wrong}");
         }

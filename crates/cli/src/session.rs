@@ -32,6 +32,8 @@ pub(crate) struct Plan {
     /// Requests that may wait.
     pub(crate) max_queue: usize,
     pub(crate) specs: Specs,
+    /// Of made-up selections, for measurements.
+    pub(crate) selection_overlap: Option<f64>,
 }
 
 impl Plan {
@@ -52,10 +54,15 @@ impl Plan {
             args.decode_share.0,
             DECODE_SHARE_MAX
         );
+        ensure!(
+            args.selection_overlap.is_none() || weights != WeightSource::Files,
+            "--selection-overlap makes every answer meaningless: it is for measurements with --weights random"
+        );
         let device = Device::open(&args.device)?;
         let sizes = Sizes::resolve(args, &device, opened.config())?;
         Ok(Plan {
             specs: Specs::of(opened.config().geometry()),
+            selection_overlap: args.selection_overlap.map(|share| share.0),
             bundled: source == ModelSource::Bundled && weights == WeightSource::Files,
             device,
             sizes,
@@ -68,7 +75,19 @@ impl Plan {
 
     /// What will be allocated, line by line.
     pub(crate) fn memory(&self) -> Vec<MemoryUse> {
-        sizes::plan(&self.device, self.opened.config(), self.sizes.limits, self.sizes.pool_rows)
+        let config = self.opened.config();
+        sizes::plan(&self.device, config, self.sizes.limits, &self.sizes.shape(config))
+    }
+
+    /// What the plan takes beyond the free memory of the machine.
+    pub(crate) fn warning(&self) -> Option<String> {
+        let lines = self.memory();
+        let (taken, lower) = match self.device.gpu {
+            None => (sizes::total(&self.device, &lines), "--kv-memory, --host-memory or --max-model-len"),
+            Some(_) => (self.sizes.host.memory.0, "--host-memory"),
+        };
+        let free = sizes::free_memory().filter(|free| *free < taken)?;
+        Some(format!("the plan takes {} of memory, more than the {} free: lower {lower}", Bytes(taken), Bytes(free)))
     }
 
     /// The plan in one paragraph, for people.
@@ -80,6 +99,9 @@ impl Plan {
         let _ = writeln!(text, "model    {name} ({kind}, {} layers, hidden {}, {heads})", config.layers, config.hidden);
         if self.opened.checkpoint.is_random() {
             let _ = writeln!(text, "weights  random: answers mean nothing");
+        }
+        if let Some(overlap) = self.selection_overlap {
+            let _ = writeln!(text, "select   made-up pages, {overlap} of which stay for a step: answers mean nothing");
         }
         if self.opened.tokenizer.is_stand_in() {
             let _ = writeln!(text, "tokens   the model has no tokenizer: the bytes of a text are its tokens");
@@ -95,9 +117,14 @@ impl Plan {
             self.sizes.pool_rows * kv::PAGE_TOKENS,
             Bytes(per_token as u64)
         );
+        let host = self.sizes.host;
+        if 0 < host.rows {
+            let (tokens, rule) = (host.rows * kv::PAGE_TOKENS, host.eviction.name());
+            let _ = writeln!(text, "host     {} behind the pool holds {tokens} tokens; eviction {rule}", host.memory);
+        }
         let lines = self.memory();
         let shown = lines.iter().map(|line| format!("{} {}", line.name, Bytes(line.bytes)));
-        let (shown, total) = (shown.collect::<Vec<_>>().join(", "), Bytes(sizes::total(&lines)));
+        let (shown, total) = (shown.collect::<Vec<_>>().join(", "), Bytes(sizes::total(&self.device, &lines)));
         let cap = self.device.gpu.map_or(String::new(), |gpu| format!(" of --gpu-memory {}", Bytes(gpu.cap)));
         let _ = write!(text, "memory   {shown}; at most {total}{cap}");
         text
@@ -106,21 +133,28 @@ impl Plan {
     /// Prints the plan, loads the weights under a progress bar and starts the engine.
     pub(crate) fn start(self) -> Result<Session> {
         eprintln!("{}", self.describe());
+        if let Some(warning) = self.warning().filter(|_| 0 < self.sizes.host.rows) {
+            eprintln!("warning: {warning}");
+        }
         let bar = progress_bar("loading", 0, "{bytes}/{total_bytes}");
-        let (backend, Sizes { limits, pool_rows, .. }) = (&*self.device.backend, self.sizes);
-        let decoder = Decoder::load(backend, &self.opened.checkpoint, limits, &mut |done, total| {
+        let (backend, Sizes { limits, pool_rows, host, .. }) = (&*self.device.backend, self.sizes);
+        let mut decoder = Decoder::load(backend, &self.opened.checkpoint, limits, &mut |done, total| {
             bar.set_length(total);
             bar.set_position(done);
         })
         .context("the model could not be loaded")?;
         bar.finish_and_clear();
+        if let Some(overlap) = self.selection_overlap {
+            decoder.algorithms_mut().replace_each(|algorithm| Box::new(sparse::MadeUp::new(algorithm, overlap as f32)));
+        }
         let decoder = Arc::new(decoder);
         let config = self.opened.config();
         let runtime = backend
-            .runtime(&config.runtime_shape(limits, pool_rows))
+            .runtime(&self.sizes.shape(config))
             .context("the KV pool and the workspaces could not be allocated")?;
         let row_bytes = config.geometry().row_bytes() as u64;
         let engine_config = EngineConfig {
+            dram_rows: host.rows,
             max_lanes: limits.max_lanes,
             prefill_tokens: limits.prefill_tokens,
             decode_share: self.decode_share,

@@ -30,6 +30,12 @@ fn bad_flags_are_refused_by_name() {
     check(&run(&["--budget", "120%"]), "share between 0 and 100%");
     check(&run(&["--kv-memory", "1KiB"]), "--kv-memory 1.0 KiB holds no sequence");
     check(&run(&["--kv-memory", "12"]), "512MiB or 4GiB");
+    check(&run(&["--host-memory", "12"]), "512MiB or 4GiB");
+    check(&run(&["--host-memory", "1KiB"]), "--host-memory 1.0 KiB holds no page: a row of 8 tokens");
+    check(&run(&["--host-memory", "9000TiB"]), "--host-memory 9000.0 TiB is more than the ");
+    check(&run(&["--eviction", "lru"]), "age, score, fading-score");
+    check(&run(&["--eviction", "age"]), "--eviction needs --host-memory");
+    check(&run(&["--eviction", "age", "--host-memory", "0"]), "--eviction needs --host-memory");
     check(&run(&["--max-model-len", "1M"]), "not a number of tokens");
     check(&run(&["--max-model-len", "200000"]), "beyond the model's 131200 positions");
     check(&run(&["--max-model-len", "1"]), "--max-model-len is 16 or more");
@@ -155,6 +161,43 @@ fn a_device_that_is_not_there_is_an_error() {
 }
 
 #[test]
+fn host_memory_is_in_the_plan_and_makes_sequences_longer() {
+    let args = ["info", "--kv-memory", "8MiB", "--host-memory", "64MiB", "--eviction", "score"];
+    let output = spindle(&args, None);
+    let out = String::from_utf8_lossy(&output.stdout);
+    let host = "host     64.0 MiB behind the pool holds 32768 tokens; eviction score";
+    for wanted in [host, "host memory for KV           64.0 MiB", "cache tags and ages", "at most"] {
+        assert!(out.contains(wanted), "no '{wanted}' in {out}");
+    }
+    let json = spindle(&[&args[..], &["--json"]].concat(), None);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON on standard output");
+    assert_eq!((&json["host_rows"], &json["eviction"]), (&4096.into(), &"score".into()));
+    assert_eq!(json["memory_bytes"]["host memory for KV"], 64 << 20);
+    let tokens = json["max_model_len"].as_u64().expect("a number");
+    assert!((32_768..33_024).contains(&tokens), "the pool alone holds 4,080: {tokens}");
+}
+
+/// Every command that builds an engine takes the flags.
+#[test]
+fn a_document_beyond_the_pool_is_answered_from_host_memory() {
+    let filler = "anton found the old boat near the lake . ".repeat(300);
+    let prompt = format!("the code for the amber lamp is 4 0 7 1 . {filler}what is the code for the amber lamp ?");
+    let small = ["--kv-memory", "3MiB", "--attention", "sketch", "--max-tokens", "8"];
+    let output = spindle(&[&["run", "--host-memory", "16MiB"], &small[..]].concat(), Some(&prompt));
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{err}");
+    assert_eq!(out.trim(), "4 0 7 1 .");
+    let output = spindle(&[&["run", "--max-model-len", "4K"], &small[..]].concat(), Some(&prompt));
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && err.contains("raise --kv-memory"), "{err}");
+    for command in [&["eval", "needle"][..], &["eval", "perplexity", "--file", "x"], &["bench"], &["serve"]] {
+        let output = spindle(&[command, &["--host-memory", "1KiB"]].concat(), None);
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(err.contains("--host-memory 1.0 KiB holds no page"), "{command:?}: {err}");
+    }
+}
+
+#[test]
 fn info_shows_the_plan_without_loading() {
     let output = spindle(&["info"], None);
     let out = String::from_utf8_lossy(&output.stdout);
@@ -163,8 +206,10 @@ fn info_shows_the_plan_without_loading() {
     for wanted in [built, "needle (qwen3, 4 layers", "KV pool", "prefill staging", "selection workspace", "at most"] {
         assert!(out.contains(wanted), "no '{wanted}' in {out}");
     }
+    assert!(!out.contains("host memory for KV") && !out.contains("eviction"), "{out}");
     let json = spindle(&["info", "--json"], None);
     let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON on standard output");
+    assert_eq!((&json["host_memory_bytes"], &json["host_rows"]), (&0.into(), &0.into()));
     assert_eq!(json["built_with"]["cuda"], cfg!(feature = "cuda"));
     assert!(json["gpu"]["devices"].is_array() && json["gpu_memory_bytes"].is_null(), "{json}");
     assert_eq!(json["model"]["weights"], "safetensors");

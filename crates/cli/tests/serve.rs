@@ -221,6 +221,8 @@ fn wrong_requests_get_their_status() {
     assert_eq!(missing.header("www-authenticate"), Some("Bearer"));
     check("POST", path, &[json_type, ("authorization", "Bearer wrong")], "{}", 401, "not known");
     check("GET", "/live", &[], "", 401, "no API key");
+    check("GET", "/debug/residency", &[], "", 401, "no API key");
+    check("GET", "/debug/residency", &[key], "", 200, "\"sequences\":[]");
     check("GET", "/health", &[], "", 200, "");
     check("GET", "/metrics", &[], "", 200, "model_name=\"first\"");
     check("GET", "/v1/models", &[key], "", 200, "\"second\"");

@@ -73,6 +73,12 @@ fn the_page_chats_and_shows_what_the_server_does() {
     browser.wait("return document.getElementById('prompt').value", "the");
     browser.wait("return document.getElementById('requests').textContent", "none");
     browser.wait("return document.querySelector('#rows').textContent.includes('pool')", "true");
+    browser.wait("return document.getElementById('host').hidden", "true");
+    let behind = Server::start(BINARY, &["--kv-memory", "64MiB", "--host-memory", "16MiB", "--max-model-len", "4K"]);
+    browser.go(&format!("http://{}/", behind.address));
+    browser.wait("return document.getElementById('host').hidden", "false");
+    browser.wait("return document.querySelector('#host-rows').textContent.includes('1,024 (16 MiB)')", "true");
+    browser.wait("return document.getElementById('sparse').textContent", "0");
     assert_eq!(browser.errors(), Vec::<String>::new(), "the console is silent");
 }
 

@@ -38,7 +38,7 @@ const OVERLAPPING: &[&str] = &[
 ];
 
 const FATBINS: &[&[u8]] = fatbins![
-    "attend" "attention_mass" "copy_rows" "elementwise" "estimate" "gemm" "group_reduce" "merge" "pool_mean"
+    "attend" "attention_mass" "copy_rows" "elementwise" "estimate" "gemm" "group_reduce" "made_up" "merge" "pool_mean"
     "prefill_attend" "qkv_append" "resolve" "retrieve" "rotate_code" "sample" "score_codes" "score_dot" "score_tokens"
     "staging" "step" "topk"
 ];

@@ -105,6 +105,10 @@ impl Runtime for CudaRuntime {
         staging::gather_layer(self, staging, layer, tokens, kv_rows);
     }
 
+    fn made_up_selection(&self, algorithm: AlgorithmId, layer: usize, overlap: f32) {
+        residency::made_up_selection(self, algorithm, layer, overlap);
+    }
+
     fn resolve(&self, algorithm: AlgorithmId, layer: usize) {
         residency::resolve(self, algorithm, layer);
     }

@@ -51,6 +51,14 @@ impl ResidencyArgument {
 }
 
 /// See [`backend::Runtime`].
+pub(crate) fn made_up_selection(rt: &CudaRuntime, algorithm: AlgorithmId, layer: usize, overlap: f32) {
+    let grid = [rt.shape.geometry.kv_heads, rt.rows(Batch::Lanes), 1];
+    let how = Launch { kernel: "made_up_selection", grid, threads: 256, shared: 0 };
+    let changes = ((1.0 - overlap) * 65_536.0 + 0.5) as u32;
+    rt.run(how, &[arg(&rt.argument), arg(&i32::from(algorithm.0)), arg(&(layer as i32)), arg(&changes)]);
+}
+
+/// See [`backend::Runtime`].
 pub(crate) fn resolve(rt: &CudaRuntime, algorithm: AlgorithmId, layer: usize) {
     let (argument, heads) = (&rt.argument, rt.shape.geometry.kv_heads);
     let slots = argument.residency.max_cache_rows as usize;

@@ -20,6 +20,8 @@ pub mod scheduler;
 
 pub mod metrics;
 
+pub mod footprint;
+
 pub mod stop;
 
 pub mod outbox;
@@ -41,6 +43,7 @@ pub use engine::Engine;
 pub use event::{
     AbortReason, Attended, AttentionUsed, Event, FinishReason, Finished, PromptToken, Timings, TokenEvent, Usage,
 };
+pub use footprint::{Footprint, Stage};
 pub use handle::{RequestHandle, Waited};
 pub use metrics::Metrics;
 pub use model::{Forward, PASSES_MAX, PassView, ScoreView};

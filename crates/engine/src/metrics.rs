@@ -1,7 +1,7 @@
 //! Counts of the engine's state, computed from the state they describe.
 
 use crate::Scheduler;
-use crate::sequence::Phase;
+use crate::footprint::{Footprint, Stage};
 use kv::{HeldRows, Residence};
 
 /// Where the step loop's time went since the start, in microseconds.
@@ -13,6 +13,26 @@ pub struct StepTimes {
     pub device_us: u64,
     /// Tokens to text, text to readers.
     pub deliver_us: u64,
+}
+
+/// How many cache rows the sparsely resident sequences that decode have for each page that a step selects, in eighths;
+/// zero where there are none. The least of them fetches most.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlotEighths {
+    /// Of the sequence with the fewest.
+    pub least: usize,
+    /// Of the one in the middle; the upper one of two.
+    pub median: usize,
+    /// Of the one with the most.
+    pub most: usize,
+}
+
+impl SlotEighths {
+    fn of(mut all: Vec<usize>) -> Self {
+        all.sort_unstable();
+        let at = |place: usize| all.get(place).copied().unwrap_or(0);
+        SlotEighths { least: at(0), median: at(all.len() / 2), most: at(all.len().saturating_sub(1)) }
+    }
 }
 
 /// A snapshot between two steps.
@@ -48,6 +68,8 @@ pub struct Metrics {
     pub summary_table_rows: usize,
     /// Cache rows of sparsely resident sequences.
     pub cache_rows: usize,
+    /// Cache rows for each page that a step selects.
+    pub slot_eighths: SlotEighths,
     /// Sequences whose pages are at home in host memory, sink and tail aside.
     pub sparse_sequences: usize,
     /// Rows of host memory.
@@ -119,19 +141,39 @@ impl Metrics {
             refused_requests_total: totals.refused,
             ..Metrics::default()
         };
-        for sequence in scheduler.sequences() {
-            match sequence.phase {
-                Phase::Prefilling(_) | Phase::Following => metrics.prefilling_sequences += 1,
-                Phase::Running(_) => metrics.running_sequences += 1,
-                Phase::Held => metrics.held_sequences += 1,
+        // As many as lanes at most.
+        let mut slot_eighths = Vec::new();
+        for footprint in scheduler.sequences().map(Footprint::of) {
+            match footprint.stage {
+                Stage::Prefilling | Stage::Following => metrics.prefilling_sequences += 1,
+                Stage::Running => metrics.running_sequences += 1,
+                Stage::Held => metrics.held_sequences += 1,
             }
-            let HeldRows { kv, cache, summary, dram } = sequence.kv.rows_by_kind();
+            let HeldRows { kv, cache, summary, dram } = footprint.rows;
             metrics.kv_table_rows += kv;
             metrics.cache_rows += cache;
             metrics.summary_table_rows += summary;
             metrics.dram_table_rows += dram;
-            metrics.sparse_sequences += usize::from(sequence.kv.residence() == Residence::Sparse);
+            metrics.sparse_sequences += usize::from(footprint.residence == Residence::Sparse);
+            slot_eighths.extend(footprint.slot_eighths());
         }
-        metrics
+        Metrics { slot_eighths: SlotEighths::of(slot_eighths), ..metrics }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn least_median_and_most_of_any_number() {
+        let check = |all: &[usize], wanted: [usize; 3]| {
+            let SlotEighths { least, median, most } = SlotEighths::of(all.to_vec());
+            assert_eq!([least, median, most], wanted, "{all:?}");
+        };
+        check(&[], [0, 0, 0]);
+        check(&[48], [48, 48, 48]);
+        check(&[48, 16], [16, 48, 48]);
+        check(&[20, 48, 16, 17, 30], [16, 20, 48]);
     }
 }

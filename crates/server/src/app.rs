@@ -110,6 +110,11 @@ impl App {
         })
     }
 
+    /// Bytes of one page of one layer and KV head: what a step fetches at a time.
+    pub(crate) fn page_bytes(&self) -> u64 {
+        self.opened.config().geometry().page_bytes() as u64
+    }
+
     /// Refuses new work once the server drains.
     pub(crate) fn admit(&self) -> Result<(), ApiError> {
         if *self.draining.borrow() { Err(ApiError::draining()) } else { Ok(()) }

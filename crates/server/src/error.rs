@@ -56,6 +56,11 @@ impl ApiError {
             .code("shutting_down")
     }
 
+    /// The engine cannot go on: 503.
+    pub(crate) fn stopped(why: &str) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, format!("the engine has stopped: {why}"))
+    }
+
     /// Too many requests wait: 429.
     pub(crate) fn overloaded(message: impl Into<String>) -> Self {
         Self::new(StatusCode::TOO_MANY_REQUESTS, message).code("queue_full").header(header::RETRY_AFTER, "1")

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 pub(crate) fn text(app: &App) -> String {
     let mut page = Page { out: String::new(), labels: format!("model_name=\"{}\"", escaped(&app.config.names[0])) };
     engine(&mut page, app);
+    residency(&mut page, app);
     vllm(&mut page, app);
     page.out
 }
@@ -71,6 +72,38 @@ fn engine(page: &mut Page, app: &App) {
     page.counter("spindle_slow_readers_total", "Requests ended because their events were not read in time.", slow);
     let help = "Seconds that HTTP adds to the engine's time to the first token.";
     own.http_overhead.write(&mut page.out, "spindle_http_overhead_seconds", help, &page.labels);
+}
+
+/// Sparsely resident sequences: what they have in the pool and in host memory, and what their steps fetch.
+fn residency(page: &mut Page, app: &App) {
+    let engine = app.engine.metrics();
+    page.gauge("spindle_sequences_sparse", "Sequences whose pages are in host memory.", engine.sparse_sequences);
+    let help = "Cache rows of sparsely resident sequences: slots for pages that their steps select.";
+    page.gauge("spindle_rows_slots", help, engine.cache_rows);
+    page.gauge("spindle_host_rows", "Rows of host memory.", engine.dram_rows);
+    page.gauge("spindle_host_rows_free", "Rows of host memory without content.", engine.dram_free_rows);
+    let help = "Free rows of host memory that are promised to admitted sequences.";
+    page.gauge("spindle_host_rows_reserved", help, engine.dram_reserved_rows);
+    page.gauge("spindle_host_rows_pages", "Places of sequences' pages in host memory.", engine.dram_table_rows);
+    let name = "spindle_slots_per_selected_page";
+    let help =
+        "Slots that sparsely resident sequences have for each page that a step selects, among those that decode.";
+    let _ = writeln!(page.out, "# HELP {name} {help}\n# TYPE {name} gauge");
+    let slots = engine.slot_eighths;
+    for (of, eighths) in [("least", slots.least), ("median", slots.median), ("most", slots.most)] {
+        let _ = writeln!(page.out, "{name}{{{},of=\"{of}\"}} {}", page.labels, eighths as f64 / 8.0);
+    }
+    let help = "Pages selected in host memory that a slot held, over layers and KV heads.";
+    page.counter("spindle_page_hits_total", help, engine.page_hits_total);
+    let help = "Pages selected in host memory that were fetched, over layers and KV heads.";
+    page.counter("spindle_page_misses_total", help, engine.page_misses_total);
+    let fetched = engine.page_misses_total * app.page_bytes();
+    page.counter("spindle_fetched_bytes_total", "Bytes fetched from host memory.", fetched);
+    let (rows, bytes) = (engine.offloaded_rows_total, engine.offloaded_rows_total * engine.row_bytes);
+    page.counter("spindle_offloaded_rows_total", "Rows copied from the pool to host memory.", rows);
+    page.counter("spindle_offloaded_bytes_total", "Bytes copied from the pool to host memory.", bytes);
+    let help = "Sequences that became sparsely resident while they ran, so that others had room.";
+    page.counter("spindle_sequences_made_sparse_total", help, engine.made_sparse_total);
 }
 
 fn vllm(page: &mut Page, app: &App) {

@@ -3,6 +3,7 @@
 mod chat;
 mod completions;
 mod models;
+mod residency;
 mod status;
 mod tokens;
 
@@ -25,6 +26,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/live", get(status::live))
+        .route("/debug/residency", get(residency::residency))
         .layer(from_fn_with_state(app.clone(), access::check_key));
     Router::new()
         .route("/", get(page::page))

@@ -61,6 +61,7 @@ fn a_lost_device_fails_requests_and_health_and_ends_the_server() {
     let runtime = Runtime::new().expect("threads");
     let (http, served) = start(&runtime);
     assert_eq!(http.get("/health").status, 200);
+    assert_eq!(http.get("/debug/residency").json()["sequences"], json!([]));
     let reply = http.post("/v1/completions", &long());
     assert_eq!(reply.status, 500, "{}", reply.body);
     assert_eq!(reply.json()["error"]["message"], "the engine failed: device lost: made up");
@@ -68,6 +69,9 @@ fn a_lost_device_fails_requests_and_health_and_ends_the_server() {
     let health = http.get("/health");
     assert_eq!(health.status, 503);
     assert!(health.body.contains("device lost: made up"), "{}", health.body);
+    let residency = http.get("/debug/residency");
+    assert_eq!(residency.status, 503, "{}", residency.body);
+    assert!(residency.body.contains("device lost: made up"), "{}", residency.body);
     let late = http.post("/v1/completions", &long());
     assert_eq!(late.status, 500);
     assert!(late.body.contains("device lost: made up"), "{}", late.body);

@@ -13,7 +13,10 @@ mod shadowkv;
 
 mod sketch;
 
+mod made_up;
+
 pub use algorithm::{Algorithm, AlgorithmSpec, AttendBuffers};
+pub use made_up::MadeUp;
 pub use reads::StepReads;
 pub use registry::{Algorithms, Specs, UnknownAlgorithm};
 pub use sketch::{default_rotation, rotation_parts};

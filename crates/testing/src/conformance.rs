@@ -116,6 +116,7 @@ pub const SELECTION_SUITES: &[(&str, Suite)] = &[
     ("score_codes_exact_integers", score_codes::exact_integers),
     ("group_reduce", group_reduce::group_reduce),
     ("topk", topk::topk),
+    ("made_up_selection", topk::made_up_selection),
     ("attend_page_lists", attend::page_lists),
     ("estimate", estimate::estimate),
     ("attention_mass", attention_mass::attention_mass),

@@ -69,6 +69,7 @@ suites! {
     score_codes_exact_integers
     group_reduce
     topk
+    made_up_selection
     attend_page_lists
     estimate
     attention_mass

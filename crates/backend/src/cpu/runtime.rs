@@ -8,7 +8,7 @@ use super::simd::Isa;
 use super::threads::Threads;
 use super::weight::{Matrix, Vector};
 use super::workspace::Workspace;
-use super::{attend, attention_mass, elementwise, estimate, gemm, group_reduce, merge, pool_mean};
+use super::{attend, attention_mass, elementwise, estimate, gemm, group_reduce, made_up, merge, pool_mean};
 use super::{prefill_attend, qkv_append, rotate_code, sample, score_codes, score_dot, score_tokens, staging, topk};
 use crate::{
     AlgorithmId, BackendError, Batch, Buffer, CacheChange, EstimateSource, HeadNorms, IndexUnits, Inspect, KvTarget,
@@ -254,6 +254,10 @@ impl Runtime for CpuRuntime {
 
     fn gather_layer(&self, staging: &Buffer, layer: usize, tokens: Range<usize>, kv_rows: &[RowId]) {
         staging::gather_layer(self, staging, layer, tokens, kv_rows);
+    }
+
+    fn made_up_selection(&self, algorithm: AlgorithmId, layer: usize, overlap: f32) {
+        made_up::made_up_selection(self, algorithm, layer, overlap);
     }
 
     fn resolve(&self, algorithm: AlgorithmId, layer: usize) {

@@ -32,19 +32,8 @@ pub(crate) fn info(args: &InfoArgs) -> Result<()> {
     for used in &memory {
         row(used.name, used.bytes)?;
     }
-    let total = total(&memory);
-    row("at most", total)?;
-    if let Some(warning) = warning {
-        line(&format!("warning: {warning}"))?;
-    }
-    let is_beyond = |free: &u64| plan.device.gpu.is_none() && *free < total;
-    match free_memory().filter(is_beyond) {
-        Some(free) => {
-            let free = Bytes(free);
-            line(&format!("warning: that is more than the {free} free; lower --kv-memory or --max-model-len"))
-        }
-        None => Ok(()),
-    }
+    row("at most", total(&plan.device, &memory))?;
+    warning.into_iter().chain(plan.warning()).try_for_each(|warning| line(&format!("warning: {warning}")))
 }
 
 fn print_machine(cores: usize) -> Result<()> {
@@ -101,6 +90,9 @@ fn as_json(plan: &Plan, cores: usize, warning: Option<String>) -> Value {
         "max_model_len": plan.sizes.limits.max_tokens,
         "kv_bytes_per_token": config.geometry().row_bytes() / kv::PAGE_TOKENS,
         "pool_rows": plan.sizes.pool_rows,
+        "host_memory_bytes": plan.sizes.host.memory.0,
+        "host_rows": plan.sizes.host.rows,
+        "eviction": plan.sizes.host.eviction.name(),
         "memory_bytes": memory,
         "gpu_memory_bytes": plan.device.gpu.map(|gpu| gpu.cap),
         "warning": warning,

@@ -14,7 +14,7 @@ use std::sync::Arc;
 pub(crate) async fn health(State(app): State<Arc<App>>) -> Result<StatusCode, ApiError> {
     app.admit()?;
     match app.engine.failure() {
-        Some(why) => Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, format!("the engine has stopped: {why}"))),
+        Some(why) => Err(ApiError::stopped(&why)),
         None => Ok(StatusCode::OK),
     }
 }
@@ -40,9 +40,15 @@ pub(crate) async fn live(State(app): State<Arc<App>>) -> impl IntoResponse {
         "prefilling": engine.prefilling_sequences, "running": engine.running_sequences,
         "rows": {
             "pool": engine.pool_rows, "free": engine.free_rows, "reserved": engine.reserved_rows,
-            "kv": engine.kv_table_rows, "summary": engine.summary_table_rows, "cached": engine.cached_rows,
+            "kv": engine.kv_table_rows, "slots": engine.cache_rows, "summary": engine.summary_table_rows,
+            "cached": engine.cached_rows,
         },
-        "row_bytes": engine.row_bytes,
+        "host_rows": {
+            "all": engine.dram_rows, "free": engine.dram_free_rows, "reserved": engine.dram_reserved_rows,
+            "pages": engine.dram_table_rows,
+        },
+        "row_bytes": engine.row_bytes, "page_bytes": app.page_bytes(), "sparse": engine.sparse_sequences,
+        "page_hits_total": engine.page_hits_total, "page_misses_total": engine.page_misses_total,
         "prefill_tokens_total": engine.prefill_tokens_total, "decode_tokens_total": engine.decode_tokens_total,
         "requests": app.live.list(),
     }))

@@ -5,6 +5,7 @@ use super::fixture::Random;
 use super::heads::{Heads, swept};
 use super::selection_rig::{CODES, LAYER, MEANS, Rig, RigSpec, selection};
 use backend::VectorSummary;
+use backend::made_up::MadeUp;
 use backend::reference::topk as reference;
 use kv::{PageEntry, Selection};
 
@@ -72,6 +73,32 @@ fn check(rig: &Rig, ties: bool) {
             assert!(got == want, "{:?} at length {}: {got:?}, not {want:?}", lane.selection, lane.len);
             let tokens: usize = got.iter().map(|entry| entry.count()).sum();
             assert_eq!(tokens, lane.selection.exact_tokens(lane.len), "{:?} at {}", lane.selection, lane.len);
+        }
+    }
+}
+
+/// Made-up pages in the place of chosen ones, entry by entry.
+///
+/// # Panics
+/// The backend does not conform.
+pub fn made_up_selection(make: MakeBackend<'_>) {
+    let lanes =
+        vec![(MEANS, selection(8, 0.05), 3001), (CODES, selection(48, 0.2), 700), (MEANS, selection(8, 0.1), 9)];
+    let rig = Rig::new(make, &RigSpec { heads: Heads::new(2, 2, 64), lanes, seed: 4, threads: 2 });
+    rig.step(|rt| {
+        for algorithm in [CODES, MEANS] {
+            rt.group_reduce(algorithm);
+            rt.topk(algorithm);
+            rt.made_up_selection(algorithm, LAYER, 0.8);
+        }
+    });
+    for lane in rig.lanes.iter().filter(|lane| rig.candidates(lane).is_some()) {
+        let (candidates, k) = rig.candidates(lane).expect("it selects");
+        for head in 0..rig.geometry.kv_heads {
+            let (lane_number, budget) = (lane.lane.0, lane.selection.budget);
+            let made_up = MadeUp { lane: lane_number, layer: LAYER, head, overlap: 0.8, budget };
+            let page = |n| made_up.page(n, k, candidates.start, candidates.end, lane.len);
+            assert_eq!(rig.selected(lane, head), (0..k).map(page).collect::<Vec<_>>(), "{} head {head}", lane.lane);
         }
     }
 }

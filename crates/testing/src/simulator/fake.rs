@@ -178,6 +178,10 @@ impl Runtime for FakeRuntime {
         never()
     }
 
+    fn made_up_selection(&self, _: AlgorithmId, _: usize, _: f32) {
+        never()
+    }
+
     fn resolve(&self, _: AlgorithmId, _: usize) {
         never()
     }
