@@ -23,7 +23,7 @@ shift 4
 mkdir -p "$folder" || exit 2
 port=18080
 url=http://127.0.0.1:$port
-serve=(--device cuda --weights random --model "$model" --gpu-memory "${GPU_MEMORY:-40GiB}"
+serve=("$model" --device cuda --weights random --gpu-memory "${GPU_MEMORY:-40GiB}"
   --host-memory "${HOST_MEMORY:-96GiB}" --max-model-len 60000 --max-lanes 24 --port $port)
 [ "$overlap" = own ] || serve+=(--selection-overlap "$overlap")
 # shellcheck disable=SC2086

@@ -151,11 +151,16 @@ pub(crate) fn plan(shape: &RuntimeShape, sms: usize) -> Vec<MemoryUse> {
     let (argument, bytes) = lay_out(shape, sms);
     let pool = (shape.pool_rows * shape.geometry.row_bytes()) as u64;
     let uploads = Uploads::bytes(argument.max_pages as usize) as u64;
-    vec![
+    let mut plan = vec![
         MemoryUse { name: "KV pool", bytes: pool },
         MemoryUse { name: "lanes and selection", bytes: bytes as u64 + uploads },
         MemoryUse { name: "product workspace", bytes: crate::gemm::Workspace::bytes() as u64 },
-    ]
+    ];
+    if 0 < shape.dram_rows {
+        let host = (shape.dram_rows * shape.geometry.row_bytes()) as u64;
+        plan.push(MemoryUse { name: "host memory for KV", bytes: host });
+    }
+    plan
 }
 
 impl CudaRuntime {

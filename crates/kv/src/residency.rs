@@ -134,6 +134,9 @@ impl SequenceKv {
 
     /// Pages that are at home in host memory.
     pub fn pages_in_dram(&self) -> Range<usize> {
+        if self.kv.in_dram() == 0 {
+            return 0..0;
+        }
         let is_dram = |row: &RowId| row.tier() == Tier::Dram;
         let first = self.kv_rows().iter().position(is_dram).unwrap_or(0);
         first..first + self.kv_rows()[first..].iter().take_while(|row| is_dram(row)).count()

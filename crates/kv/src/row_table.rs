@@ -4,13 +4,15 @@
 //! Full rows that others share are read-only for all.
 
 use crate::rows::{Reservation, Rows};
-use crate::{RowId, Tiers};
+use crate::{RowId, Tier, Tiers};
 
 /// Rows in the order of what they hold.
 #[derive(Debug, Default)]
 pub struct RowTable {
     /// Grows by `push`, `fork` and `sharing`, changed by `replace`, emptied by `release`.
     rows: Vec<RowId>,
+    /// How many of them are in host memory: changed with them.
+    in_dram: usize,
 }
 
 impl RowTable {
@@ -24,6 +26,11 @@ impl RowTable {
         self.rows.len()
     }
 
+    /// How many rows are in host memory.
+    pub fn in_dram(&self) -> usize {
+        self.in_dram
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
@@ -33,6 +40,7 @@ impl RowTable {
     pub fn push(&mut self, rows: &mut Rows, from: &mut Reservation) -> RowId {
         let row = rows.take(from);
         self.rows.push(row);
+        self.in_dram += usize::from(row.tier() == Tier::Dram);
         row
     }
 
@@ -45,7 +53,10 @@ impl RowTable {
 
     /// Puts `row`, whose reference it takes over, in the place of another one, whose reference it gives back.
     pub fn replace(&mut self, at: usize, row: RowId) -> RowId {
-        std::mem::replace(&mut self.rows[at], row)
+        let before = std::mem::replace(&mut self.rows[at], row);
+        self.in_dram += usize::from(row.tier() == Tier::Dram);
+        self.in_dram -= usize::from(before.tier() == Tier::Dram);
+        before
     }
 
     /// A table that shares this one's first `full` rows.
@@ -56,7 +67,7 @@ impl RowTable {
     /// A table that shares these full rows.
     pub fn sharing(shared: &[RowId], tiers: &mut Tiers) -> RowTable {
         shared.iter().for_each(|&row| tiers.share(row));
-        RowTable { rows: shared.to_vec() }
+        RowTable { rows: shared.to_vec(), in_dram: shared.iter().filter(|row| row.tier() == Tier::Dram).count() }
     }
 
     /// Lets go of every row.

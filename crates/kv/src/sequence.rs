@@ -201,7 +201,7 @@ impl SequenceKv {
 
     /// Rows by what they are for.
     pub fn rows_by_kind(&self) -> HeldRows {
-        let dram = self.kv.rows().iter().filter(|row| row.tier() == Tier::Dram).count();
+        let dram = self.kv.in_dram();
         HeldRows {
             kv: self.kv.len() - dram,
             cache: self.cache.slots().len(),

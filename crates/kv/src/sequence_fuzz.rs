@@ -57,6 +57,8 @@ fn write(cells: &mut Cells, rows: &[RowId], row_tokens: usize, position: usize, 
 }
 
 fn verify(cells: &Cells, naive: &Naive, seed: u64) {
+    let in_dram = naive.kv.kv_rows().iter().filter(|row| row.tier() == Tier::Dram).count();
+    assert_eq!(naive.kv.rows_by_kind().dram - naive.kv.cache().prepared(), in_dram, "seed {seed}: pages by tier");
     for (position, &tag) in naive.history.iter().enumerate() {
         let row = naive.kv.kv_rows()[position / PAGE_TOKENS];
         assert_eq!(cells[&row][position % PAGE_TOKENS], tag, "seed {seed}: K and V of position {position}");

@@ -146,7 +146,7 @@ impl Scheduler {
         }
         let (ids, stakes) = self.stakes();
         // More slots than pages in host memory are of no use.
-        let most = |stake: usize| self.sequences[&ids[stake]].kv.pages_in_dram().len();
+        let most = |stake: usize| self.sequences[&ids[stake]].kv.rows_by_kind().dram;
         for Change { stake, slots } in budget::grow(free, &stakes, most) {
             let id = ids[stake];
             let kv = &mut self.sequences.get_mut(&id).expect("it has a stake").kv;
