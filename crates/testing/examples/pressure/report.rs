@@ -1,6 +1,6 @@
 //! What was measured, as text and as a file.
 
-use crate::requests::{GENERATED, HELD_DENSE, SEQUENCES, Sizes};
+use crate::requests::{GENERATED, SEQUENCES, Sizes};
 use crate::{TURN_STEPS, TURNS};
 use engine::Metrics;
 use serde_json::{Value, json};
