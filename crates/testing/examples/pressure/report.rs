@@ -61,6 +61,7 @@ impl Outcome {
         let hits = format!("hits {}, misses {}, hit ratio {:.3}", self.hits(), self.misses(), self.hit_ratio());
         let [earlier_hits, earlier_misses] = [before.page_hits_total, before.page_misses_total];
         let [roomy_ms, pressed_ms] = [0, 1].map(|side| 1e3 * self.step_seconds(side));
+        let nobodys = |metrics: &Metrics| metrics.free_rows - metrics.reserved_rows;
         let times = pressed.times;
         [
             format!("{algorithm}: {SEQUENCES} sequences of up to {} tokens at once", demand.longest),
@@ -79,11 +80,7 @@ impl Outcome {
             format!("  at home in host memory: {}", rows(after.dram_table_rows)),
             format!("  cache: {} rows, later {}; k {}", before.cache_rows, after.cache_rows, demand.selected),
             format!("  beta: {:.2}, later {:.2}", self.beta(before), self.beta(after)),
-            format!(
-                "  free rows: {}, later {}",
-                before.free_rows - before.reserved_rows,
-                after.free_rows - after.reserved_rows
-            ),
+            format!("  rows nobody has: {}, later {}", nobodys(before), nobodys(after)),
             format!("  host: schedule {:.1} % of a step", 1e2 * times.schedule_us as f64 / times.device_us as f64),
             "  answers: identical".to_string(),
         ]
@@ -92,12 +89,13 @@ impl Outcome {
 
     fn json(&self) -> Value {
         let round = |value: f64, digits: i32| (value * 10f64.powi(digits)).round() / 10f64.powi(digits);
+        let step_ms = |side: usize| round(1e3 * self.step_seconds(side), 2);
         let ([all, least, median, most], [roomy, pressed], sizes) = (self.ratios(), self.pools, &self.demand);
         json!({
             "algorithm": self.algorithm,
             "decode_throughput_beside_roomy": round(all, 3),
             "of_each_turn": { "least": round(least, 3), "median": round(median, 3), "most": round(most, 3) },
-            "step_ms": { "roomy": round(1e3 * self.step_seconds(0), 2), "pressed": round(1e3 * self.step_seconds(1), 2) },
+            "step_ms": { "roomy": step_ms(0), "pressed": step_ms(1) },
             "answers_identical": true,
             "running_at_once": { "roomy": roomy.running_sequences, "pressed": pressed.running_sequences },
             "sparsely_resident": pressed.sparse_sequences,
