@@ -11,7 +11,7 @@ use crate::device::Device;
 use crate::quantity::{Bytes, TokenCount};
 use anyhow::{Result, anyhow, bail, ensure};
 use backend::{MemoryUse, RuntimeShape};
-use kv::{Demand, Indexing, Residence, SummaryKey, budget};
+use kv::{Demand, Indexing, Residence, SummaryKey};
 use model::{Decoder, DecoderLimits, ModelConfig};
 use sparse::{AlgorithmSpec, Specs};
 
@@ -160,8 +160,7 @@ impl Sizing<'_> {
             indexing: Some(indexing),
             residence: Residence::Sparse,
         };
-        let pool = demand.total().pool() + budget::slots(demand.selected_most(), budget::BETA_FLOOR);
-        pool <= self.pool_rows(kv_memory) && demand.total().dram <= self.host.rows
+        demand.pool_least() <= self.pool_rows(kv_memory) && demand.total().dram <= self.host.rows
     }
 
     /// The largest length up to which `is_held`.

@@ -19,6 +19,9 @@ __device__ __forceinline__ void attention_mass(const Runtime& rt, int algorithm,
     const int head = blockIdx.x;
     for (int number = blockIdx.y; number < s->items; number += gridDim.y) {
         Item item = item_of_warp(rt, s, number, thread);
+        if (rt.residency.caches[item.lane].rows > 0) {
+            continue; // its pages are not all in the pool, and nobody asks: who does is fully resident
+        }
         Pages pages;
         pages.is_list = false;
         pages.table = rt.kv_rows + (size_t)item.lane * rt.max_pages;

@@ -75,12 +75,14 @@ impl HostMemory {
             ready: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
         });
-        let work = |_| {
-            let shared = shared.clone();
-            std::thread::Builder::new().name("pin".to_string()).spawn(move || shared.work())
-        };
-        let workers = (0..WORKERS.min(pieces)).map(work).collect::<Result<_, _>>().map_err(refused)?;
-        Ok(HostMemory { start, row_bytes, rows, shared, workers, _map: map })
+        // From here on the map goes only when every worker has ended: see `drop`.
+        let mut memory = HostMemory { start, row_bytes, rows, shared, workers: Vec::new(), _map: map };
+        for _ in 0..WORKERS.min(pieces) {
+            let shared = memory.shared.clone();
+            let worker = std::thread::Builder::new().name("pin".to_string()).spawn(move || shared.work());
+            memory.workers.push(worker.map_err(refused)?);
+        }
+        Ok(memory)
     }
 
     /// Rows that kernels may use by now.
@@ -114,7 +116,7 @@ impl Shared {
     /// Faults pieces in and pins them, until there are none left.
     fn work(&self) {
         if self.context.bind().is_err() {
-            return;
+            return self.stop.store(true, Ordering::Relaxed);
         }
         loop {
             let piece = self.next.fetch_add(1, Ordering::Relaxed);

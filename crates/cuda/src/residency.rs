@@ -13,6 +13,9 @@ pub(crate) const LINK_BLOCKS: usize = 8;
 /// Threads of a block of all kernels here but `join_cache`.
 const THREADS: usize = 512;
 
+/// Moves of one launch: what any upload holds.
+const MOVES_MAX: usize = 4096;
+
 /// `Cache`, `Fetch` of kernels/runtime.cuh, in bytes.
 const CACHE_BYTES: usize = 16;
 const FETCH_BYTES: usize = 12;
@@ -121,11 +124,10 @@ fn join(rt: &CudaRuntime, joins: &[(RowId, Option<usize>)]) -> Pointer {
 
 /// Pages are at home in other rows from the next step on.
 pub(crate) fn move_homes(rt: &CudaRuntime, moves: &[HomeDelta]) {
-    if moves.is_empty() {
-        return;
+    for moves in moves.chunks(MOVES_MAX) {
+        let words = moves.iter().flat_map(|moved| [u32::from(moved.lane.0), moved.page as u32, moved.row.0, 0]);
+        let words = rt.upload(&words.collect::<Vec<_>>());
+        let how = Launch { kernel: "move_homes", grid: [8, 1, 1], threads: 256, shared: 0 };
+        rt.run(how, &[arg(&rt.argument), arg(&words), arg(&(moves.len() as i32))]);
     }
-    let words = moves.iter().flat_map(|moved| [u32::from(moved.lane.0), moved.page as u32, moved.row.0, 0]);
-    let words = rt.upload(&words.collect::<Vec<_>>());
-    let how = Launch { kernel: "move_homes", grid: [8, 1, 1], threads: 256, shared: 0 };
-    rt.run(how, &[arg(&rt.argument), arg(&words), arg(&(moves.len() as i32))]);
 }

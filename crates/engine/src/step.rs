@@ -84,7 +84,9 @@ impl Steps {
     /// The device was lost: nothing can go on.
     pub fn step(&mut self) -> Result<Progress, BackendError> {
         let mut watch = Watch::start(self.clock.clone());
-        self.scheduler.extend_dram(self.runtime.dram_rows(), self.runtime.dram_grows());
+        // In this order: what is the last of it must not be missed.
+        let grows = self.runtime.dram_grows();
+        self.scheduler.extend_dram(self.runtime.dram_rows(), grows);
         let mut plan = self.scheduler.plan();
         self.scheduler.reserve(&mut plan);
         self.times.schedule_us += watch.lap();
@@ -92,14 +94,24 @@ impl Steps {
         let outcome = self.collect(launched)?;
         self.times.device_us += if launched == Progress::Worked { watch.lap() } else { 0 };
         let Some(outcome) = outcome else {
-            let waits = launched == Progress::Idle && self.scheduler.waits_for_dram();
-            return Ok(if waits { Progress::Waiting } else { launched });
+            return Ok(if launched == Progress::Idle { self.rest() } else { launched });
         };
         let notices = self.scheduler.commit(outcome);
         self.times.schedule_us += watch.lap();
         self.deliver(notices);
         self.times.deliver_us += watch.lap();
         Ok(Progress::Worked)
+    }
+
+    /// Nothing runs: who waits does so for host memory, or is told that nobody will make room.
+    fn rest(&mut self) -> Progress {
+        if self.scheduler.waits_for_dram() {
+            return Progress::Waiting;
+        }
+        let notices = self.scheduler.refuse_waiting();
+        let progress = if notices.is_empty() { Progress::Idle } else { Progress::Worked };
+        self.deliver(notices);
+        progress
     }
 
     /// Counts of the present state, and where time went.

@@ -26,6 +26,8 @@ const GROWTH_LEAST: usize = 8;
 pub struct Stake {
     /// The most pages that one of its steps selects.
     pub selected: usize,
+    /// Slots beyond which another one is of no use: as many as it has pages in host memory, in the end or now.
+    pub most: usize,
     /// What it has.
     pub holds: Holds,
 }
@@ -68,22 +70,33 @@ pub enum Room {
     Later,
 }
 
-/// Slots at a beta, at most `pages` of which there are any.
-pub fn slots(selected: usize, beta: usize) -> usize {
-    selected + (selected * beta).div_ceil(8)
+/// Slots at a beta, at most `most`.
+pub fn slots(selected: usize, beta: usize, most: usize) -> usize {
+    (selected + (selected * beta).div_ceil(8)).min(most)
 }
 
-/// Who gives how much, so that one more sequence fits which needs `fixed` rows beside its slots and selects at most
-/// `selected` pages a step (0 for one that has no slots).
-pub fn make_room(free: usize, fixed: usize, selected: usize, stakes: &[Stake]) -> Room {
-    let target = slots(selected, BETA_TARGET);
+/// One that asks for room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// Rows beside its slots.
+    pub fixed: usize,
+    /// The most pages that its steps select, all choices together; 0 for one that has no slots.
+    pub selected: usize,
+    /// Slots beyond which another one is of no use.
+    pub most: usize,
+}
+
+/// Who gives how much, so that one more fits.
+pub fn make_room(free: usize, wish: Wish, stakes: &[Stake]) -> Room {
+    let Wish { fixed, selected, most } = wish;
+    let target = slots(selected, BETA_TARGET, most);
     if fixed + target <= free {
         return Room::Now { slots: target };
     }
     let mut full: Vec<(usize, usize)> = Vec::new();
     for (at, stake) in stakes.iter().enumerate() {
         if let Holds::Everything { rows } = stake.holds {
-            full.push((at, rows.saturating_sub(slots(stake.selected, BETA_TARGET))));
+            full.push((at, rows.saturating_sub(stake.slots(BETA_TARGET))));
         }
     }
     full.retain(|(_, gain)| 0 < *gain);
@@ -91,40 +104,39 @@ pub fn make_room(free: usize, fixed: usize, selected: usize, stakes: &[Stake]) -
     let mut room = free;
     let mut changes = Vec::new();
     for (at, gain) in full {
-        changes.push(Change { stake: at, slots: slots(stakes[at].selected, BETA_TARGET) });
+        changes.push(Change { stake: at, slots: stakes[at].slots(BETA_TARGET) });
         room += gain;
         if fixed + target <= room {
             return Room::After(changes);
         }
     }
     let level = (BETA_FLOOR..BETA_TARGET).rev().find(|beta| {
-        fixed + slots(selected, *beta) <= free + stakes.iter().map(|stake| stake.gain(*beta)).sum::<usize>()
+        fixed + slots(selected, *beta, most) <= free + stakes.iter().map(|stake| stake.gain(*beta)).sum::<usize>()
     });
     match level {
         None => Room::Later,
-        Some(level) => lower(free, fixed, selected, stakes, level),
+        Some(level) => lower(free, wish, stakes, level),
     }
 }
 
 /// Everybody above the common level comes down to it.
-fn lower(free: usize, fixed: usize, selected: usize, stakes: &[Stake], level: usize) -> Room {
-    let own = slots(selected, level);
-    if fixed + own <= free {
+fn lower(free: usize, wish: Wish, stakes: &[Stake], level: usize) -> Room {
+    let own = slots(wish.selected, level, wish.most);
+    if wish.fixed + own <= free {
         return Room::Now { slots: own };
     }
     let above = stakes.iter().enumerate().filter(|(_, stake)| 0 < stake.gain(level));
-    Room::After(above.map(|(at, stake)| Change { stake: at, slots: slots(stake.selected, level) }).collect())
+    Room::After(above.map(|(at, stake)| Change { stake: at, slots: stake.slots(level) }).collect())
 }
 
 /// Who gets how much of `free` rows that nobody waits for: the ones with the fewest slots for what they select first.
-/// `most(stake)` is the number of slots beyond which another one is of no use.
-pub fn grow(free: usize, stakes: &[Stake], most: impl Fn(usize) -> usize) -> Vec<Change> {
+pub fn grow(free: usize, stakes: &[Stake]) -> Vec<Change> {
     let wanted = |beta: usize| {
         let grown = stakes.iter().enumerate().filter_map(move |(at, stake)| match stake.holds {
-            Holds::Slots(has) => Some((at, has, slots(stake.selected, beta))),
+            Holds::Slots(has) => Some((at, has, stake.slots(beta))),
             Holds::Everything { .. } | Holds::Fixed => None,
         });
-        grown.map(|(at, has, slots)| (at, has, slots.min(most(at)))).filter(|(_, has, slots)| has < slots)
+        grown.filter(|(_, has, slots)| has < slots)
     };
     let cost = |beta: usize| wanted(beta).map(|(_, has, slots)| slots - has).sum::<usize>();
     // The cost grows with beta, up to where everybody has all there are of use.
@@ -138,9 +150,14 @@ pub fn grow(free: usize, stakes: &[Stake], most: impl Fn(usize) -> usize) -> Vec
 }
 
 impl Stake {
+    /// Slots at a beta.
+    fn slots(&self, beta: usize) -> usize {
+        slots(self.selected, beta, self.most)
+    }
+
     /// Rows that come free when it is lowered to a beta.
     fn gain(&self, beta: usize) -> usize {
-        let left = slots(self.selected, beta);
+        let left = self.slots(beta);
         match self.holds {
             Holds::Everything { rows } => rows.saturating_sub(left),
             Holds::Slots(has) => has.saturating_sub(left),
@@ -153,43 +170,47 @@ impl Stake {
 mod tests {
     use super::*;
 
+    fn wish(fixed: usize, selected: usize) -> Wish {
+        Wish { fixed, selected, most: 10_000 }
+    }
+
     fn full(selected: usize, rows: usize) -> Stake {
-        Stake { selected, holds: Holds::Everything { rows } }
+        Stake { selected, most: 10_000, holds: Holds::Everything { rows } }
     }
 
     fn sparse(selected: usize, slots: usize) -> Stake {
-        Stake { selected, holds: Holds::Slots(slots) }
+        Stake { selected, most: 10_000, holds: Holds::Slots(slots) }
     }
 
     #[test]
     fn with_room_nobody_gives_anything() {
-        assert_eq!(make_room(100, 10, 15, &[full(10, 500)]), Room::Now { slots: 90 });
-        assert_eq!(make_room(100, 100, 0, &[]), Room::Now { slots: 0 });
+        assert_eq!(make_room(100, wish(10, 15), &[full(10, 500)]), Room::Now { slots: 90 });
+        assert_eq!(make_room(100, wish(100, 0), &[]), Room::Now { slots: 0 });
     }
 
     #[test]
     fn the_fully_resident_one_with_most_rows_gives_first() {
         let stakes = [full(10, 300), full(10, 500), sparse(10, 200)];
-        assert_eq!(make_room(50, 40, 10, &stakes), Room::After(vec![Change { stake: 1, slots: 60 }]));
+        assert_eq!(make_room(50, wish(40, 10), &stakes), Room::After(vec![Change { stake: 1, slots: 60 }]));
     }
 
     #[test]
     fn then_all_come_down_to_one_level_but_not_below_the_floor() {
         let stakes = [sparse(10, 60), sparse(20, 120)];
         // 40 + 10 (1 + b) <= 30 + (60 - 10 (1 + b)) + (120 - 20 (1 + b)): b = 3.25, and one eighth less in whole slots
-        let Room::After(changes) = make_room(30, 40, 10, &stakes) else { panic!("there is room after changes") };
+        let Room::After(changes) = make_room(30, wish(40, 10), &stakes) else { panic!("there is room after changes") };
         assert_eq!(changes, [Change { stake: 0, slots: 42 }, Change { stake: 1, slots: 83 }]);
-        assert_eq!(make_room(30, 200, 10, &stakes), Room::Later);
-        let fixed = Stake { selected: 10, holds: Holds::Fixed };
-        assert_eq!(make_room(30, 40, 10, &[fixed]), Room::Later);
+        assert_eq!(make_room(30, wish(200, 10), &stakes), Room::Later);
+        let fixed = Stake { selected: 10, most: 10_000, holds: Holds::Fixed };
+        assert_eq!(make_room(30, wish(40, 10), &[fixed]), Room::Later);
     }
 
     #[test]
     fn what_is_left_goes_to_those_with_least() {
-        let changes = grow(100, &[sparse(10, 20), sparse(10, 60), full(10, 900)], |_| 1000);
+        let changes = grow(100, &[sparse(10, 20), sparse(10, 60), full(10, 900)]);
         assert_eq!(changes, [Change { stake: 0, slots: 90 }, Change { stake: 1, slots: 90 }]);
-        assert_eq!(grow(100, &[sparse(10, 60)], |_| 64), [], "four more are not worth a change");
-        assert_eq!(grow(3, &[sparse(100, 110)], |_| 1000), []);
+        assert_eq!(grow(100, &[Stake { most: 64, ..sparse(10, 60) }]), [], "four more are not worth a change");
+        assert_eq!(grow(3, &[sparse(100, 110)]), []);
     }
 
     /// Rows are never promised twice: what `make_room` says fits, and what `grow` gives is there.
@@ -202,7 +223,7 @@ mod tests {
                 match noise.below(3) {
                     0 => full(selected, noise.below(3000)),
                     1 => sparse(selected, selected + noise.below(12 * selected)),
-                    _ => Stake { selected, holds: Holds::Fixed },
+                    _ => Stake { selected, most: 10_000, holds: Holds::Fixed },
                 }
             };
             let stakes: Vec<Stake> = (0..noise.below(9)).map(|_| stake(&mut noise)).collect();
@@ -215,20 +236,23 @@ mod tests {
                 };
                 changes.iter().map(of).sum()
             };
-            match make_room(free, fixed, selected, &stakes) {
+            match make_room(free, wish(fixed, selected), &stakes) {
                 Room::Now { slots: own } => {
-                    assert!(fixed + own <= free && slots(selected, BETA_FLOOR) <= own);
+                    assert!(fixed + own <= free && slots(selected, BETA_FLOOR, 10_000) <= own);
                 }
                 Room::After(changes) => {
-                    assert!(changes.iter().all(|c| slots(stakes[c.stake].selected, BETA_FLOOR) <= c.slots));
-                    assert!(fixed + slots(selected, BETA_FLOOR) <= free + freed(&changes), "who waits fits then");
+                    assert!(changes.iter().all(|c| slots(stakes[c.stake].selected, BETA_FLOOR, 10_000) <= c.slots));
+                    assert!(
+                        fixed + slots(selected, BETA_FLOOR, 10_000) <= free + freed(&changes),
+                        "who waits fits then"
+                    );
                 }
                 Room::Later => {
                     let most: usize = stakes.iter().map(|stake| stake.gain(BETA_FLOOR)).sum();
-                    assert!(free + most < fixed + slots(selected, BETA_FLOOR), "nobody waits in vain");
+                    assert!(free + most < fixed + slots(selected, BETA_FLOOR, 10_000), "nobody waits in vain");
                 }
             }
-            let grown: usize = grow(free, &stakes, |_| 700)
+            let grown: usize = grow(free, &stakes)
                 .iter()
                 .map(|change| match stakes[change.stake].holds {
                     Holds::Slots(has) => change.slots - has,

@@ -14,7 +14,7 @@
 //! copied, so it counts as the child's own; so does one that is not in the tier where the child wants it.
 
 use crate::sequence::Indexing;
-use crate::{PAGE_TOKENS, Residence, geometry};
+use crate::{PAGE_TOKENS, Residence, budget, geometry};
 use std::ops::Range;
 
 /// A request, as far as rows are concerned.
@@ -100,13 +100,23 @@ impl Demand {
         self.indexing.map_or(0, |indexing| indexing.selection.selected_pages(self.end))
     }
 
+    /// Rows of the pool with the fewest cache rows that a sparsely resident sequence has.
+    pub fn pool_least(&self) -> usize {
+        self.total().pool() + self.choices * budget::slots(self.selected_most(), budget::BETA_FLOOR, self.cached_most())
+    }
+
+    /// The most pages that one of its steps reads only if it selects them: more slots are of no use.
+    pub fn cached_most(&self) -> usize {
+        self.indexing.map_or(0, |indexing| indexing.selection.cached_pages(self.end).len())
+    }
+
     /// Pages of the pool and of host memory that decode takes. A sparsely resident sequence gets its rows back as
     /// pages leave the window, so it needs a tail's worth, or all that come before its steps select.
     fn decoded(&self) -> (usize, usize) {
         let to_come = geometry::pages(self.end) - geometry::pages(self.start);
         match (self.residence, self.indexing) {
             (Residence::Sparse, Some(Indexing { selection, .. })) => {
-                let before = geometry::pages(self.end.min(selection.min_context)) + 1;
+                let before = geometry::pages(self.end.min(selection.selects_from())) + 1;
                 let early = before.saturating_sub(geometry::pages(self.start));
                 let tail = selection.tail_pages_most().max(early).min(to_come);
                 (tail, self.cached(self.end).len() - self.cached(self.start + 1).len())
@@ -117,7 +127,7 @@ impl Demand {
 
     fn cached(&self, len: usize) -> Range<usize> {
         match (self.residence, self.indexing) {
-            (Residence::Sparse, Some(Indexing { selection, .. })) => selection.sink_pages()..selection.cached_end(len),
+            (Residence::Sparse, Some(Indexing { selection, .. })) => selection.cached_pages(len),
             _ => 0..0,
         }
     }

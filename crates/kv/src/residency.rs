@@ -12,7 +12,7 @@
 //! and not known here. A page in host memory is never written to again, so its copies are never stale.
 
 use crate::sequence::{Move, RowCopies, SequenceKv};
-use crate::{Reservation, RowId, Selection, Tier, Tiers};
+use crate::{PAGE_TOKENS, Reservation, RowId, Selection, Tier, Tiers};
 use std::ops::Range;
 
 /// Where the pages behind the sink and before the window are at home.
@@ -143,12 +143,14 @@ impl SequenceKv {
     }
 
     /// Rows that come free when it becomes sparsely resident, before its cache rows are taken off: those of pages that
-    /// nobody but the prefix cache shares, and promised ones that a tail does not need.
+    /// nobody but the prefix cache shares, and promised ones that a tail does not need; at least so many, whenever it does.
     pub fn rows_to_empty(&self, tiers: &Tiers) -> usize {
         let Some(selection) = self.selection() else { return 0 };
         let pages = &self.kv_rows()[selection.sink_pages()..selection.cached_end(self.len + 1)];
         let alone = pages.iter().filter(|row| tiers.pool.sequences(**row) == 1).count();
-        alone + self.promise.kv.rows().saturating_sub(selection.tail_pages_most())
+        // A tail is shortest behind a unit that has just been indexed: until then it needs more.
+        let unit = selection.index_unit_tokens / PAGE_TOKENS - 1;
+        (alone + self.promise.kv.rows().saturating_sub(selection.tail_pages_most())).saturating_sub(unit)
     }
 
     /// Takes the promised cache rows.

@@ -8,6 +8,7 @@
 //! ```
 
 use crate::{PAGE_TOKENS, geometry};
+use std::ops::Range;
 
 /// What one sequence's selection depends on: its algorithm's constants and its request's budget, nothing else.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -79,6 +80,17 @@ impl Selection {
             Selected::AllExact(_) => self.sink_pages(),
             Selected::Pages { indexed, .. } => indexed,
         }
+    }
+
+    /// Pages that a step at `len` reads only if it selects them.
+    pub fn cached_pages(&self, len: usize) -> Range<usize> {
+        self.sink_pages()..self.cached_end(len)
+    }
+
+    /// The shortest length at which a step selects.
+    pub fn selects_from(&self) -> usize {
+        let units = (self.sink_pages() * PAGE_TOKENS) / self.index_unit_tokens + 1;
+        self.min_context.max(units * self.index_unit_tokens + self.window_tokens + 2)
     }
 
     /// Pages that a step at `len` selects: none where every token is exact.

@@ -30,6 +30,7 @@ fn check(selection: &Selection, len: usize) {
     assert!(gained == 0 || gained == unit, "a step indexes at most one unit: {}", name());
     assert!(len < indexed + selection.window_tokens + 2 + unit, "nothing waits for longer than a unit: {}", name());
     assert!(selection.exact_tokens(len) <= len, "{}", name());
+    assert_eq!(selection.selects_from() <= len, matches!(selection.at(len), Selected::Pages { .. }), "{}", name());
     match selection.at(len) {
         Selected::AllExact(_) => {
             assert!(len < selection.min_context || indexed <= selection.sink_pages() * PAGE_TOKENS, "{}", name());

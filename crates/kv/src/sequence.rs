@@ -246,7 +246,7 @@ impl SequenceKv {
     /// Pages that a sparsely resident sequence has in host memory in a step at `len`; none of a fully resident one.
     pub(crate) fn cached(&self, len: usize) -> Range<usize> {
         match (self.residence, self.indexing) {
-            (Residence::Sparse, Some(Indexing { selection, .. })) => selection.sink_pages()..selection.cached_end(len),
+            (Residence::Sparse, Some(Indexing { selection, .. })) => selection.cached_pages(len),
             _ => 0..0,
         }
     }

@@ -23,7 +23,7 @@ use engine::{
     Attention, Engine, EngineConfig, Event, Finished, Outbox, Progress, Refusal, Request, RequestId, Scheduler, Source,
     Steps, TokenEvent,
 };
-use fake::{FakeForward, FakeRuntime};
+use fake::{FakeForward, FakeRuntime, HostRows};
 use kv::{Selection, SequenceId, TokenId};
 use sparse::{AlgorithmSpec, StepReads};
 use std::collections::BTreeMap;
@@ -42,6 +42,8 @@ pub struct SimulatorConfig {
     pub costs: Costs,
     /// Whether host memory comes bit by bit.
     pub dram_grows: bool,
+    /// Rows of host memory that there will be in the end: fewer than were asked for where the system refuses more.
+    pub dram_rows_most: usize,
     /// Decode steps after which the device is lost.
     pub lost_after: Option<u64>,
     /// For the costs' jitter.
@@ -116,7 +118,16 @@ impl SimulatorConfig {
         let mut engine = EngineConfig::new(pool_rows, 1 << 20, 1 << 17, VOCAB);
         engine.max_lanes = max_lanes;
         let (costs, dram_grows) = (Costs::default(), false);
-        SimulatorConfig { engine, layers: 2, steps_in_flight: 1, costs, dram_grows, lost_after: None, seed: 0 }
+        SimulatorConfig {
+            engine,
+            layers: 2,
+            steps_in_flight: 1,
+            costs,
+            dram_grows,
+            dram_rows_most: 1 << 26,
+            lost_after: None,
+            seed: 0,
+        }
     }
 }
 
@@ -127,10 +138,14 @@ impl SimulatorConfig {
         Engine::start(runtime, forward, algorithms(), Some(letters()), self.engine)
     }
 
+    fn host(&self) -> HostRows {
+        HostRows { most: self.dram_rows_most.min(self.engine.dram_rows), grows: self.dram_grows }
+    }
+
     fn parts(&self) -> (Arc<Device>, Arc<FakeRuntime>, Arc<FakeForward>) {
         let (rows, lanes) = ([self.engine.pool_rows, self.engine.dram_rows], self.engine.max_lanes);
         let device = Arc::new(Device::new(rows, self.layers, lanes, self.costs, self.seed));
-        let runtime = Arc::new(FakeRuntime::new(device.clone(), self.steps_in_flight, self.dram_grows, self.lost_after));
+        let runtime = Arc::new(FakeRuntime::new(device.clone(), self.steps_in_flight, self.lost_after, self.host()));
         let forward = Arc::new(FakeForward::new(device.clone()));
         (device, runtime, forward)
     }

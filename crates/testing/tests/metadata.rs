@@ -53,7 +53,7 @@ fn demand(indexing: Indexing) -> Demand {
 fn build() -> (Vec<SequenceKv>, Tiers) {
     let indexing = shadowkv();
     let demand = demand(indexing);
-    let slots = budget::slots(demand.selected_most(), budget::BETA_TARGET);
+    let slots = budget::slots(demand.selected_most(), budget::BETA_TARGET, demand.cached_most());
     let counts = demand.total();
     let mut tiers = Tiers::new(SEQUENCES * (counts.pool() + slots), SEQUENCES * counts.dram);
     let sequence = |_| {

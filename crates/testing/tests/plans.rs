@@ -404,3 +404,73 @@ fn a_sequence_makes_room_while_it_decodes_and_gets_rows_back_when_nobody_waits()
          step 14:  s1 +1",
     );
 }
+
+/// A pool of 60 rows and host memory; one sequence that decodes, and another one that needs some of its rows.
+fn pressed(unit_seconds: f64, decode_share: f64) -> (Simulation, RequestId) {
+    let mut config = exact(60, 4, unit_seconds);
+    (config.engine.dram_rows, config.engine.decode_share) = (500, decode_share);
+    let mut simulation = Simulation::new(config);
+    let first = simulation.submit(complete(prompt(1, 380), 1, 40)).expect("there is room");
+    while simulation.tokens(first, 0).is_empty() {
+        simulation.step();
+    }
+    (simulation, first)
+}
+
+#[test]
+fn who_waits_for_room_gets_it_when_the_one_that_makes_it_ends() {
+    // A unit has time for a page or two: room is not made at once.
+    let (mut simulation, first) = pressed(1e-6, 0.5);
+    let second = simulation.submit(complete(prompt(2, 300), 1, 2)).expect("there is room when the first gives some");
+    simulation.step();
+    simulation.abort(first);
+    simulation.run();
+    assert_eq!(simulation.finished(second)[0].reason, FinishReason::Length);
+    simulation.check_empty();
+}
+
+#[test]
+fn who_made_room_for_somebody_who_is_gone_keeps_its_rows() {
+    let (mut simulation, _) = pressed(1e-6, 0.0);
+    let second = simulation.submit(complete(prompt(2, 300), 1, 2)).expect("there is room when the first gives some");
+    (0..3).for_each(|_| assert_eq!(simulation.step(), engine::Progress::Worked));
+    assert_eq!(simulation.steps.metrics().made_sparse_total, 0, "room is not made yet");
+    assert!(0 < simulation.steps.metrics().offloaded_rows_total, "but it is being made");
+    simulation.abort(second);
+    simulation.run();
+    assert_eq!(simulation.steps.metrics().made_sparse_total, 0);
+    simulation.check_empty();
+}
+
+#[test]
+fn host_memory_that_grows_no_further_leaves_nobody_waiting() {
+    let mut config = exact(40, 4, 1.0);
+    (config.engine.dram_rows, config.dram_rows_most, config.dram_grows) = (500, 20, true);
+    let mut simulation = Simulation::new(config);
+    let large = simulation.submit(complete(prompt(1, 600), 1, 5)).expect("as long as memory is being made");
+    simulation.run();
+    let refused = simulation.seen(large).pop().expect("it is told").1;
+    assert!(matches!(refused, engine::Event::Refused(refusal)
+        if matches!(*refusal, engine::Refusal::NeverFitsDram { dram_rows: 20, .. })));
+    let small = simulation.submit(complete(prompt(1, 200), 1, 5)).expect("there is room");
+    simulation.run();
+    assert_eq!(simulation.finished(small)[0].reason, FinishReason::Length);
+    assert!(simulation.submit(complete(prompt(1, 600), 1, 5)).is_err(), "by now it is known that it never fits");
+}
+
+#[test]
+fn a_prefix_that_is_kept_is_not_in_the_way_of_the_prompt_that_has_it() {
+    let mut config = exact(60, 4, 1.0);
+    config.engine.dram_rows = 500;
+    let mut simulation = Simulation::new(config);
+    let text = prompt(1, 440);
+    let first = simulation.submit(complete(text.clone(), 1, 5)).expect("there is room");
+    simulation.run();
+    let second = simulation.submit(complete([&text[..], &prompt(2, 60)].concat(), 1, 5)).expect("in host memory");
+    simulation.run();
+    for (id, cached) in [(first, 0), (second, 0)] {
+        assert_eq!(simulation.finished(id)[0].reason, FinishReason::Length);
+        assert_eq!(simulation.finished(id)[0].usage.cached_tokens, cached);
+    }
+    simulation.check_empty();
+}

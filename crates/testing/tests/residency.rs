@@ -3,7 +3,7 @@
 
 use engine::{Event, Feed, Metrics, Refusal, Request, Source};
 use kv::bucketed_lru::Eviction;
-use kv::{Demand, Indexing, Residence, Selection, SummaryKey, budget};
+use kv::{Demand, Indexing, Residence, Selection, SummaryKey};
 use model::{ModelSource, Opened, needle_text};
 use testing::rig::{Answer, Rig, RigOptions, wait};
 
@@ -98,10 +98,7 @@ fn alone() -> (Rig, Vec<Answer>, usize) {
 #[test]
 fn answers_are_the_same_however_few_rows_there_are() {
     let (roomy, want, all) = alone();
-    let least = (0..CASES.len()).map(|case| {
-        let demand = demand(&roomy, case, Residence::Sparse);
-        demand.total().pool() + budget::slots(demand.selected_most(), budget::BETA_FLOOR)
-    });
+    let least = (0..CASES.len()).map(|case| demand(&roomy, case, Residence::Sparse).pool_least());
     let least = least.max().expect("there are cases");
     for pool_rows in [all, all / 2, all / 4, least] {
         for eviction in [Eviction::Age, Eviction::Score, Eviction::FadingScore] {
@@ -117,7 +114,7 @@ fn answers_are_the_same_however_few_rows_there_are() {
 #[test]
 fn below_one_sequences_least_it_is_refused_with_both_sizes() {
     let needs = demand(&rig(4000, 0, Eviction::default()), 7, Residence::Sparse);
-    let least = needs.total().pool() + budget::slots(needs.selected_most(), budget::BETA_FLOOR);
+    let least = needs.pool_least();
     let small = rig(least - 1, 3000, Eviction::default());
     let refusal = small.engine.submit(request(&small, 7)).map(drop).expect_err("a row is missing");
     assert!(matches!(refusal, Refusal::NeverFits { wanted_rows, .. } if wanted_rows == least), "{refusal}");

@@ -10,7 +10,7 @@ use crate::request::{Refusal, Request, RequestId, Source};
 use crate::sequence::{Phase, Sequence};
 use crate::{EngineConfig, PROMPT_LOGPROBS_MAX};
 use backend::AlgorithmId;
-use kv::budget::{self, BETA_FLOOR, Room};
+use kv::budget::{self, BETA_FLOOR, Room, Wish};
 use kv::{Demand, Indexing, LaneId, Promise, Reservation, Residence, SequenceId, SequenceKv, SummaryKey, TokenId};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -42,10 +42,18 @@ impl Needs {
 
     /// Rows of the pool with the fewest cache rows.
     fn rows_least(&self) -> usize {
-        match self.demand.residence {
-            Residence::Full => self.rows(),
-            Residence::Sparse => self.rows() + budget::slots(self.selected, BETA_FLOOR),
-        }
+        let Wish { fixed, selected, most } = self.wish();
+        fixed + budget::slots(selected, BETA_FLOOR, most)
+    }
+
+    /// What is asked of the budget.
+    fn wish(&self) -> Wish {
+        let slots = match self.demand.residence {
+            Residence::Full => 0,
+            Residence::Sparse => self.demand.choices * self.demand.cached_most(),
+        };
+        let selected = if slots == 0 { 0 } else { self.selected };
+        Wish { fixed: self.rows(), selected, most: slots }
     }
 }
 
@@ -60,13 +68,26 @@ impl Scheduler {
             }
             // Shared first, so that making room leaves these rows alone.
             let shared = self.share_prefix(&request);
-            let Some(reserved) = self.reserve_rows(&request, &shared) else {
-                return shared.release(&mut self.tiers);
-            };
+            let Some((reserved, sequence)) = self.reserve_sequence(&request, shared) else { return };
             self.waiting.pop_front();
             self.admitted.push(head);
-            self.admit(head, &request, reserved, shared);
+            self.admit(head, &request, reserved, sequence);
         }
+    }
+
+    /// The rows of a request, and the sequence that they are for. One whose pages go to host memory needs few rows of
+    /// the pool, fewer than a prefix that it shares may keep others from: without the prefix it may fit.
+    fn reserve_sequence(&mut self, request: &Request, shared: SequenceKv) -> Option<(Reserved, SequenceKv)> {
+        if let Some(reserved) = self.reserve_rows(request, &shared) {
+            return Some((reserved, shared));
+        }
+        let shares = !shared.is_empty() && request.parent().is_none();
+        shared.release(&mut self.tiers);
+        if !shares || self.config.dram_rows == 0 || self.makes_room() {
+            return None;
+        }
+        let alone = SequenceKv::new(Residence::Full, self.indexing(request));
+        self.reserve_rows(request, &alone).map(|reserved| (reserved, alone))
     }
 
     /// The rows of a request, or room is being made for them, or it has to wait.
@@ -75,15 +96,10 @@ impl Scheduler {
         if let Ok(pool) = self.prefixes.reserve(needs.rows(), &mut self.tiers.pool) {
             return Some(Reserved { needs, pool, dram: Reservation::default(), slots: 0 });
         }
-        let needs = match self.may_be_sparse(request, &needs.demand) {
-            true => self.needs(request, Some(shared), Residence::Sparse),
-            false => needs,
-        };
-        let dram = self.tiers.dram.reserve(needs.demand.total().dram).ok()?;
+        let (needs, dram) = self.sparse_needs(request, shared, &needs).unwrap_or((needs, Reservation::default()));
         let (ids, stakes) = self.stakes();
         let free = self.tiers.pool.available() + self.tiers.pool.spare();
-        let selected = if needs.demand.residence == Residence::Sparse { needs.selected } else { 0 };
-        match budget::make_room(free, needs.rows(), selected, &stakes) {
+        match budget::make_room(free, needs.wish(), &stakes) {
             Room::Now { slots } => {
                 let slots = slots / needs.demand.choices;
                 let wanted = needs.rows() + needs.demand.choices * slots;
@@ -95,6 +111,20 @@ impl Scheduler {
         }
         self.tiers.dram.give_back(dram);
         None
+    }
+
+    /// What a request needs with its pages in host memory, and its rows there: where that takes fewer rows of the pool,
+    /// and host memory has room.
+    fn sparse_needs(&mut self, request: &Request, shared: &SequenceKv, full: &Needs) -> Option<(Needs, Reservation)> {
+        if !self.may_be_sparse(request, &full.demand) {
+            return None;
+        }
+        let needs = self.needs(request, Some(shared), Residence::Sparse);
+        if full.rows() <= needs.rows_least() {
+            return None;
+        }
+        let dram = self.tiers.dram.reserve(needs.demand.total().dram).ok()?;
+        Some((needs, dram))
     }
 
     /// The prompt that the prefix cache is asked about: not one of which every token is scored.
@@ -134,20 +164,31 @@ impl Scheduler {
         }
     }
 
+    /// Tells those who wait in vain, when nothing runs.
+    pub(crate) fn refuse_waiting(&mut self) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        self.refuse_stuck(&mut notices);
+        notices
+    }
+
     /// Why the queue's head, which does not fit, never will; `None` while others run or end.
-    fn stuck(&self) -> Option<Refusal> {
+    fn stuck(&mut self) -> Option<Refusal> {
+        if self.makes_room() {
+            return None;
+        }
         let head = &self.requests[self.waiting.front()?].request;
         let rests = self.sequences.values().all(|sequence| matches!(sequence.phase, Phase::Held));
         let EngineConfig { pool_rows, row_bytes, .. } = self.config;
-        let wanted_rows = self.least_needs(head).rows_least();
+        let needs = self.least_needs(head);
+        let (wanted_rows, in_dram) = (needs.rows_least(), needs.demand.total().dram);
         let held_rows = pool_rows - self.tiers.pool.available() - self.tiers.pool.spare();
         // Host memory that is still being made is room to come.
-        (rests && !self.dram_grows && self.retiring.is_empty()).then_some(Refusal::HeldRows {
-            wanted_rows,
-            held_rows,
-            pool_rows,
-            row_bytes,
-        })
+        let dram_rows = self.tiers.dram.available();
+        let refusal = match dram_rows < in_dram {
+            true => Refusal::NeverFitsDram { wanted_rows: in_dram, dram_rows, row_bytes },
+            false => Refusal::HeldRows { wanted_rows, held_rows, pool_rows, row_bytes },
+        };
+        (rests && !self.dram_grows && self.retiring.is_empty()).then_some(refusal)
     }
 
     /// Whether a request can ever run.
@@ -199,7 +240,9 @@ impl Scheduler {
         if pool_rows < wanted_rows {
             return Err(Refusal::NeverFits { wanted_rows, pool_rows, row_bytes });
         }
-        let (wanted_rows, dram_rows) = (needs.demand.total().dram + held.dram, self.config.dram_rows);
+        // What could not be made is not there; what is still being made will be.
+        let dram_rows = if self.dram_grows { self.config.dram_rows } else { self.tiers.dram.total() };
+        let wanted_rows = needs.demand.total().dram + held.dram;
         if dram_rows < wanted_rows {
             return Err(Refusal::NeverFitsDram { wanted_rows, dram_rows, row_bytes });
         }

@@ -246,7 +246,7 @@ impl Scheduler {
         let running = sequence.running_mut().expect("only running sequences have outputs");
         let at = running.committed;
         running.committed += 1;
-        if let Some(mass) = output.attention_mass {
+        if let Some(mass) = output.attention_mass.filter(|_| request.measure_mass) {
             running.mass = (running.mass.0 + f64::from(mass), running.mass.1 + 1);
         }
         let (silent, full, token) = (at < running.silent, running.committed == running.outputs_max, output.token);

@@ -34,8 +34,9 @@ impl Scheduler {
         self.dram_grows && !self.waiting.is_empty()
     }
 
-    /// Whether room is being made for the queue's head.
-    pub(super) fn makes_room(&self) -> bool {
+    /// Whether room is being made for the queue's head: by those that still run.
+    pub(super) fn makes_room(&mut self) -> bool {
+        self.changing.retain(|(id, _)| self.sequences.get(id).is_some_and(decodes));
         !self.changing.is_empty()
     }
 
@@ -44,7 +45,7 @@ impl Scheduler {
         let mut dram = self.tiers.dram.available();
         let mut stake = |sequence: &Sequence| {
             if !decodes(sequence) {
-                return (sequence.id, Stake { selected: 0, holds: Holds::Fixed });
+                return (sequence.id, Stake { selected: 0, most: 0, holds: Holds::Fixed });
             }
             let selected = self.selected_most(sequence);
             let holds = match (&sequence.phase, sequence.kv.residence()) {
@@ -62,7 +63,7 @@ impl Scheduler {
                 }
                 _ => Holds::Fixed,
             };
-            (sequence.id, Stake { selected, holds })
+            (sequence.id, Stake { selected, most: self.dram_to_end(sequence), holds })
         };
         self.sequences.values().map(&mut stake).unzip()
     }
@@ -82,8 +83,12 @@ impl Scheduler {
 
     /// Moves what is to move, as far as a unit's time goes, and lets sequences grow where nobody waits.
     pub(super) fn change_residence(&mut self, plan: &mut Plan) {
-        self.changing.retain(|(id, _)| self.sequences.get(id).is_some_and(decodes));
-        let owed = self.sequences.values().any(decodes) && 0.0 < self.decode_debt_seconds + self.debts_in_flight.iter().sum::<f64>();
+        if self.waiting.is_empty() {
+            self.forget_changes();
+        }
+        self.makes_room();
+        let debt = self.decode_debt_seconds + self.debts_in_flight.iter().sum::<f64>();
+        let owed = self.sequences.values().any(decodes) && 0.0 < debt;
         while let Some(&(id, slots)) = self.changing.front() {
             if self.sequences[&id].kv.residence() == Residence::Full {
                 if owed || !self.offload(id, plan) {
@@ -97,6 +102,17 @@ impl Scheduler {
         }
         if self.waiting.is_empty() {
             self.grow_caches(plan);
+        }
+    }
+
+    /// Nobody waits any more: who was to make room keeps its rows.
+    fn forget_changes(&mut self) {
+        for (id, _) in std::mem::take(&mut self.changing) {
+            if let Some(sequence) = self.sequences.get_mut(&id)
+                && sequence.kv.residence() == Residence::Full
+            {
+                sequence.kv.forget_offloaded(&mut self.tiers);
+            }
         }
     }
 
@@ -141,13 +157,19 @@ impl Scheduler {
     fn grow_caches(&mut self, plan: &mut Plan) {
         let free = self.tiers.pool.available().saturating_sub(self.config.pool_rows / FREE_SHARE);
         let any = |sequence: &Sequence| decodes(sequence) && sequence.kv.residence() == Residence::Sparse;
-        if free == 0 || !self.sequences.values().any(any) {
+        if free == 0 {
             return;
         }
-        let (ids, stakes) = self.stakes();
-        // More slots than pages in host memory are of no use.
-        let most = |stake: usize| self.sequences[&ids[stake]].kv.rows_by_kind().dram;
-        for Change { stake, slots } in budget::grow(free, &stakes, most) {
+        let cached: Vec<&Sequence> = self.sequences.values().filter(|sequence| any(sequence)).collect();
+        let stake = |sequence: &&Sequence| Stake {
+            selected: self.selected_most(sequence),
+            // More slots than pages in host memory are of no use.
+            most: sequence.kv.rows_by_kind().dram,
+            holds: Holds::Slots(sequence.kv.cache().slots().len()),
+        };
+        let stakes: Vec<Stake> = cached.iter().map(stake).collect();
+        let ids: Vec<SequenceId> = cached.iter().map(|sequence| sequence.id).collect();
+        for Change { stake, slots } in budget::grow(free, &stakes) {
             let id = ids[stake];
             let kv = &mut self.sequences.get_mut(&id).expect("it has a stake").kv;
             let before = kv.cache().slots().len();

@@ -32,7 +32,7 @@ impl Decoder {
         let q = (&self.decode.layer.q).into();
         for (id, algorithm) in self.algorithms.of(key.algorithms) {
             algorithm.select(runtime, id, layer, q);
-            if key.retrieves {
+            if key.retrieves && self.algorithms.specs().get(id).is_sparse() {
                 runtime.resolve(id, layer);
                 runtime.retrieve(id, layer);
             }

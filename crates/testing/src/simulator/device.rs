@@ -123,10 +123,6 @@ impl Device {
         self.layers
     }
 
-    pub(super) fn dram_rows(&self) -> usize {
-        self.rows[1]
-    }
-
     /// A row's place among those of all tiers.
     fn at(&self, row: RowId) -> usize {
         let (first, rows) = match row.tier() {

@@ -13,11 +13,22 @@ use std::sync::{Arc, Mutex};
 pub(super) struct FakeRuntime {
     device: Arc<Device>,
     steps_in_flight: usize,
-    /// Rows of host memory that are there: a few more whenever somebody asks.
+    /// Rows of host memory that there will be.
+    dram_rows_most: usize,
+    /// Those that are there: a few more whenever somebody asks.
     dram_rows: AtomicUsize,
     /// Decode steps after which the device is lost.
     lost_after: Option<u64>,
     outputs: Mutex<Outputs>,
+}
+
+/// How host memory comes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HostRows {
+    /// Rows in the end.
+    pub(super) most: usize,
+    /// Whether bit by bit.
+    pub(super) grows: bool,
 }
 
 #[derive(Default)]
@@ -32,9 +43,14 @@ pub(super) struct FakeForward {
 }
 
 impl FakeRuntime {
-    pub(super) fn new(device: Arc<Device>, steps_in_flight: usize, dram_grows: bool, lost_after: Option<u64>) -> Self {
-        let dram_rows = AtomicUsize::new(if dram_grows { 0 } else { device.dram_rows() });
-        FakeRuntime { device, steps_in_flight, dram_rows, lost_after, outputs: Mutex::default() }
+    pub(super) fn new(
+        device: Arc<Device>,
+        steps_in_flight: usize,
+        lost_after: Option<u64>,
+        HostRows { most, grows }: HostRows,
+    ) -> Self {
+        let dram_rows = AtomicUsize::new(if grows { 0 } else { most });
+        FakeRuntime { device, steps_in_flight, lost_after, dram_rows_most: most, dram_rows, outputs: Mutex::default() }
     }
 }
 
@@ -94,11 +110,11 @@ impl Runtime for FakeRuntime {
     }
 
     fn dram_rows(&self) -> usize {
-        self.device.dram_rows().min(self.dram_rows.fetch_add(3, Ordering::Relaxed))
+        self.dram_rows_most.min(self.dram_rows.fetch_add(3, Ordering::Relaxed))
     }
 
     fn dram_grows(&self) -> bool {
-        self.dram_rows.load(Ordering::Relaxed) < self.device.dram_rows() + 3
+        self.dram_rows.load(Ordering::Relaxed) < self.dram_rows_most + 3
     }
 
     fn enqueue(&self, record: &mut (dyn FnMut() + Send)) {
