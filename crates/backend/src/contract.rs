@@ -28,6 +28,21 @@ pub enum BackendError {
         /// What to do about it.
         hint: &'static str,
     },
+    /// A file that would not be made.
+    #[error(
+        "cannot keep {bytes} bytes for {what} in a file of {folder}: {why}; lower --host-memory, or name another \
+             --host-folder"
+    )]
+    Storage {
+        /// What for.
+        what: &'static str,
+        /// How much.
+        bytes: u64,
+        /// Where.
+        folder: String,
+        /// The system's words.
+        why: String,
+    },
     /// A tensor or shape that this backend's kernels do not cover.
     #[error("{what} is not supported: {supported}")]
     Unsupported {
@@ -347,8 +362,8 @@ pub trait Runtime: Inspect + Send + Sync {
 
     // Attend, over the active lanes of one algorithm.
 
-    /// Puts made-up pages in the place of those that `topk` chose, `overlap` of which stay from one step to the next: for
-    /// measurements with random weights, whose own choice means nothing ([`crate::made_up`]).
+    /// Puts made-up pages in the place of those that `topk` chose, `overlap` of which stay from one step to the next:
+    /// for measurements with random weights, whose own choice means nothing ([`crate::made_up`]).
     fn made_up_selection(&self, algorithm: AlgorithmId, layer: usize, overlap: f32);
 
     /// Finds a slot for every selected page that is at home in host memory (`kv::bucketed_lru::resolve`): rewrites its

@@ -111,6 +111,11 @@ pub(crate) struct DeviceArgs {
     /// Threads of the CPU [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Device")]
     pub(crate) threads: Option<u16>,
+
+    /// With --device cpu: keeps --host-memory in a file of this folder, for contexts that are larger than memory. The
+    /// file has no name there, and its space comes back when the process ends
+    #[arg(long, value_name = "FOLDER", requires = "host_memory", help_heading = "Device")]
+    pub(crate) host_folder: Option<PathBuf>,
 }
 
 /// Which model, and on what.

@@ -2,7 +2,7 @@
 
 use crate::args::DeviceArgs;
 use crate::quantity::Bytes;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use backend::Backend;
 use backend::cpu::{CpuBackend, CpuOptions};
 use engine::CostModel;
@@ -25,6 +25,8 @@ pub(crate) struct Device {
     pub(crate) backend: Arc<dyn Backend>,
     /// Of a GPU; on a CPU only the KV pool has a cap.
     pub(crate) gpu: Option<GpuMemory>,
+    /// Whether host memory behind the pool is a file.
+    pub(crate) host_is_file: bool,
 }
 
 /// What may be allocated on a GPU.
@@ -56,8 +58,15 @@ impl Device {
             DeviceName::Cpu => {
                 ensure!(args.gpu_memory.is_none(), "--gpu-memory needs --device cuda");
                 let threads = args.threads.map_or(CpuOptions::default().threads, usize::from);
-                let backend = CpuBackend::new(CpuOptions { threads, ..CpuOptions::default() })?;
-                Ok(Device { backend: Arc::new(backend), gpu: None })
+                let mut backend = CpuBackend::new(CpuOptions { threads, ..CpuOptions::default() })?;
+                if let Some(folder) = &args.host_folder {
+                    ensure!(folder.is_dir(), "--host-folder {}: there is no such folder", folder.display());
+                    backend = backend.with_host_folder(folder.clone());
+                }
+                Ok(Device { backend: Arc::new(backend), gpu: None, host_is_file: args.host_folder.is_some() })
+            }
+            DeviceName::Cuda(_) if args.host_folder.is_some() => {
+                bail!("--host-folder is for --device cpu: a GPU fetches from memory alone")
             }
             DeviceName::Cuda(index) => gpu::open(index, args).with_context(|| format!("--device {}", args.device)),
         }
@@ -125,7 +134,7 @@ mod gpu {
         let options = CudaOptions { device, gpu_memory, capture: true, cublas: args.cublas.clone() };
         let backend = CudaBackend::new(options)?;
         let gpu = GpuMemory { cap: backend.cap(), overhead: backend.overhead_bytes() };
-        Ok(Device { backend, gpu: Some(gpu) })
+        Ok(Device { backend, gpu: Some(gpu), host_is_file: false })
     }
 
     pub(super) fn architectures() -> Option<&'static str> {

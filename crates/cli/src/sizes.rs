@@ -106,7 +106,8 @@ impl HostSizes {
             Bytes(row)
         );
         // What is free may grow until it is needed; what the machine does not have never comes.
-        if let Some(total) = machine_memory("MemTotal:").filter(|total| *total < memory.0) {
+        let in_memory = args.device.host_folder.is_none();
+        if let Some(total) = machine_memory("MemTotal:").filter(|total| in_memory && *total < memory.0) {
             bail!("--host-memory {memory} is more than the {} of this machine", Bytes(total));
         }
         ensure!(
@@ -236,9 +237,9 @@ pub(crate) fn plan(
     lines
 }
 
-/// The lines of a plan that the device's memory holds, together: host memory is not a GPU's.
+/// The lines of a plan that the device's memory holds, together: host memory is not a GPU's, and may be a file.
 pub(crate) fn total(device: &Device, lines: &[MemoryUse]) -> u64 {
-    let is_elsewhere = |line: &&MemoryUse| device.gpu.is_some() && line.name == HOST_LINE;
+    let is_elsewhere = |line: &&MemoryUse| (device.gpu.is_some() || device.host_is_file) && line.name == HOST_LINE;
     lines.iter().filter(|line| !is_elsewhere(line)).map(|line| line.bytes).sum()
 }
 
@@ -275,7 +276,11 @@ mod tests {
     fn resolve(cap: u64, args: ModelArgs) -> (Result<Sizes>, u64) {
         let opened = model::open(&ModelSource::Bundled).expect("it is in the binary");
         let backend = CpuBackend::new(CpuOptions { threads: 1, ..CpuOptions::default() }).expect("a CPU");
-        let device = Device { backend: Arc::new(backend), gpu: Some(GpuMemory { cap, overhead: 10 * MIB }) };
+        let device = Device {
+            backend: Arc::new(backend),
+            gpu: Some(GpuMemory { cap, overhead: 10 * MIB }),
+            host_is_file: false,
+        };
         let sizes = Sizes::resolve(&args, &device, opened.config());
         let lines = |sizes: &Sizes| plan(&device, opened.config(), sizes.limits, &sizes.shape(opened.config()));
         let taken = sizes.as_ref().map_or(0, |sizes| total(&device, &lines(sizes)));

@@ -187,6 +187,23 @@ fn a_document_beyond_the_pool_is_answered_from_host_memory() {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{err}");
     assert_eq!(out.trim(), "4 0 7 1 .");
+    let folder = tempfile::tempdir().expect("a folder");
+    let name = folder.path().display().to_string();
+    let in_file = [&["run", "--host-memory", "16MiB", "--host-folder", &name], &small[..]].concat();
+    let output = spindle(&in_file, Some(&prompt));
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "4 0 7 1 .", "the same out of a file");
+    assert_eq!(std::fs::read_dir(&name).expect("a folder").count(), 0, "nothing stays behind");
+    for (args, wanted) in [
+        (
+            &["--host-memory", "16MiB", "--host-folder", "/no/such"][..],
+            "--host-folder /no/such: there is no such folder",
+        ),
+        (&["--selection-overlap", "0.9"], "--selection-overlap makes every answer meaningless"),
+    ] {
+        let output = spindle(&[&["info"], args].concat(), None);
+        let err = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && err.contains(wanted), "{args:?}: {err}");
+    }
     let output = spindle(&[&["run", "--max-model-len", "4K"], &small[..]].concat(), Some(&prompt));
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && err.contains("raise --kv-memory"), "{err}");

@@ -143,7 +143,8 @@ impl SequenceKv {
     }
 
     /// Rows that come free when it becomes sparsely resident, before its cache rows are taken off: those of pages that
-    /// nobody but the prefix cache shares, and promised ones that a tail does not need; at least so many, whenever it does.
+    /// nobody but the prefix cache shares, and promised ones that a tail does not need. At least so many, whenever it
+    /// becomes so.
     pub fn rows_to_empty(&self, tiers: &Tiers) -> usize {
         let Some(selection) = self.selection() else { return 0 };
         let pages = &self.kv_rows()[selection.sink_pages()..selection.cached_end(self.len + 1)];

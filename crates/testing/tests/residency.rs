@@ -1,6 +1,7 @@
 //! Where pages are never changes an answer: the same tokens to the bit with the pool at 100 %, 50 % and 25 % of what
 //! eight sequences take fully resident, and at the least that one of them needs; below that it is refused.
 
+use backend::cpu::CpuBackend;
 use engine::{Event, Feed, Metrics, Refusal, Request, Source};
 use kv::bucketed_lru::Eviction;
 use kv::{Demand, Indexing, Residence, Selection, SummaryKey};
@@ -109,6 +110,16 @@ fn answers_are_the_same_however_few_rows_there_are() {
             assert_eq!(0 < fetched, pool_rows < all, "pages are fetched where they do not fit: {metrics:?}");
         }
     }
+}
+
+#[test]
+fn nor_do_they_depend_on_where_host_memory_is() {
+    let (_, want, all) = alone();
+    let options = RigOptions { pool_rows: all / 4, dram_rows: 3000, unit_seconds: 0.01, ..RigOptions::new(8, 1700) };
+    let backend = CpuBackend::new(options.cpu).expect("a CPU").with_host_folder(std::env::temp_dir());
+    let (got, metrics) = answers(&Rig::start_on(&backend, &needle(), None, options));
+    assert_eq!(got, want, "pages in a file");
+    assert!(0 < metrics.page_misses_total, "{metrics:?}");
 }
 
 #[test]

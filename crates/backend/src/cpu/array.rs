@@ -2,7 +2,9 @@
 
 use crate::BackendError;
 use memmap2::{MmapMut, MmapOptions};
+use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::ptr::NonNull;
 
 /// Types whose all-zero bytes are a value and that need no drop.
@@ -63,6 +65,28 @@ impl<T: Plain> Array<T> {
         let first = map.as_mut_ptr();
         let start = first.wrapping_add(first.align_offset(align));
         let start = NonNull::new(start.cast::<T>()).expect("a mapping does not lie at zero");
+        Ok(Array { start, len, _map: map })
+    }
+
+    /// `len` zeros in a file of `folder`, which has no name there and ends with the array: the system writes out what
+    /// is not in use. Its space is reserved at once, so that no write can find the disk full.
+    ///
+    /// # Errors
+    /// The folder does not take such a file.
+    pub fn in_file(what: &'static str, len: usize, folder: &Path) -> Result<Self, BackendError> {
+        let bytes = (len * size_of::<T>()).max(1);
+        let refused = |error: io::Error| BackendError::Storage {
+            what,
+            bytes: bytes as u64,
+            folder: folder.display().to_string(),
+            why: error.to_string(),
+        };
+        let file = tempfile::tempfile_in(folder).map_err(refused)?;
+        let reserve = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes as u64);
+        reserve.map_err(|error| refused(error.into()))?;
+        // SAFETY: nobody else can open a file without a name, so nobody shortens it.
+        let mut map = unsafe { MmapMut::map_mut(&file) }.map_err(refused)?;
+        let start = NonNull::new(map.as_mut_ptr().cast::<T>()).expect("a mapping does not lie at zero");
         Ok(Array { start, len, _map: map })
     }
 
@@ -134,6 +158,21 @@ fn ask_for_huge_pages(_map: &MmapMut) {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_holds_what_was_written_and_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let array = Array::<u16>::in_file("a test", 5000, folder.path()).expect("it fits");
+        // SAFETY: nobody else has the array.
+        unsafe { array.part(4990..5000) }.fill(7);
+        assert_eq!(array.all()[4988..4992], [0, 0, 7, 7]);
+        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 0, "the file has no name");
+        let missing = folder.path().join("missing");
+        let refused = Array::<u16>::in_file("a test", 5, &missing).err().expect("there is no such folder");
+        assert!(refused.to_string().contains("missing"), "{refused}");
+        let huge = Array::<u16>::in_file("a test", 1 << 60, folder.path()).err().expect("no disk is so large");
+        assert!(huge.to_string().contains("--host-folder"), "{huge}");
+    }
 
     #[test]
     fn a_read_may_lie_next_to_a_write() {

@@ -572,7 +572,7 @@ mod tests {
             max_tokens: ROWS * PAGE_TOKENS,
             rope: Rope { inv_freq: Vec::new(), attention_factor: 1.0 },
         };
-        CpuRuntime::new(&shape, Arc::new(Threads::new(2)), isa).expect("memory")
+        CpuRuntime::new(&shape, Arc::new(Threads::new(2)), isa, None).expect("memory")
     }
 
     /// Entries that begin and end inside pages; `topk` makes only such as end there.

@@ -13,6 +13,7 @@ use crate::{
     Backend, BackendError, Buffer, DeviceInfo, MemoryUse, PrefillForm, Runtime, RuntimeShape, Weight, WeightPart,
     WeightRole,
 };
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What a CPU backend is made of.
@@ -36,6 +37,8 @@ impl Default for CpuOptions {
 pub struct CpuBackend {
     threads: Arc<Threads>,
     isa: Isa,
+    /// Where host memory behind the pool is a file.
+    host_folder: Option<PathBuf>,
 }
 
 impl CpuBackend {
@@ -50,7 +53,14 @@ impl CpuBackend {
                 supported: "this machine runs the portable kernels",
             });
         }
-        Ok(CpuBackend { threads: Arc::new(Threads::new(options.threads.max(1))), isa: options.isa })
+        let threads = Arc::new(Threads::new(options.threads.max(1)));
+        Ok(CpuBackend { threads, isa: options.isa, host_folder: None })
+    }
+
+    /// Keeps host memory behind the pool in a file of `folder`: contexts may be larger than memory.
+    #[must_use]
+    pub fn with_host_folder(self, folder: PathBuf) -> Self {
+        CpuBackend { host_folder: Some(folder), ..self }
     }
 }
 
@@ -118,7 +128,7 @@ impl Backend for CpuBackend {
     }
 
     fn runtime(&self, shape: &RuntimeShape) -> Result<Arc<dyn Runtime>, BackendError> {
-        Ok(Arc::new(CpuRuntime::new(shape, self.threads.clone(), self.isa)?))
+        Ok(Arc::new(CpuRuntime::new(shape, self.threads.clone(), self.isa, self.host_folder.as_deref())?))
     }
 }
 

@@ -19,7 +19,11 @@ use kv::bucketed_lru::Tag;
 use kv::geometry::ELEMENT_BYTES;
 use kv::{LaneId, PAGE_TOKENS, PageEntry, RowId, Tier, TokenId};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// What the Dram tier is called.
+const HOST: &str = "host memory for KV";
 
 /// One pool, its lanes and workspaces on the CPU.
 pub struct CpuRuntime {
@@ -46,8 +50,13 @@ impl CpuRuntime {
     /// Allocates everything.
     ///
     /// # Errors
-    /// No memory; a head size that the kernels do not cover.
-    pub fn new(shape: &RuntimeShape, threads: Arc<Threads>, isa: Isa) -> Result<Self, BackendError> {
+    /// No memory, or no such file; a head size that the kernels do not cover.
+    pub fn new(
+        shape: &RuntimeShape,
+        threads: Arc<Threads>,
+        isa: Isa,
+        host_folder: Option<&Path>,
+    ) -> Result<Self, BackendError> {
         let head_dim = shape.geometry.head_dim;
         if !head_dim.is_multiple_of(16) || head_dim > 256 {
             return Err(BackendError::Unsupported {
@@ -58,7 +67,10 @@ impl CpuRuntime {
         let row = shape.geometry.row_bytes() / ELEMENT_BYTES;
         Ok(CpuRuntime {
             pool: Array::zeros("the KV pool", shape.pool_rows * row)?,
-            dram: Array::zeros("host memory for KV", shape.dram_rows * row)?,
+            dram: match host_folder {
+                Some(folder) if 0 < shape.dram_rows => Array::in_file(HOST, shape.dram_rows * row, folder)?,
+                _ => Array::zeros(HOST, shape.dram_rows * row)?,
+            },
             slots: SlotStates::new(shape)?,
             work: Workspace::new(shape)?,
             rope: RopeTable::new(&shape.rope, shape.max_tokens + 1),
