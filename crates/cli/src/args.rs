@@ -114,7 +114,7 @@ pub(crate) struct DeviceArgs {
 
     /// With --device cpu: keeps --host-memory in a file of this folder, for contexts that are larger than memory. The
     /// file has no name there, and its space comes back when the process ends
-    #[arg(long, value_name = "FOLDER", requires = "host_memory", help_heading = "Device")]
+    #[arg(long, value_name = "FOLDER", help_heading = "Device")]
     pub(crate) host_folder: Option<PathBuf>,
 }
 

@@ -114,6 +114,10 @@ impl HostSizes {
             args.eviction.is_none() || 0 < rows,
             "--eviction needs --host-memory: without it every page stays in the pool"
         );
+        ensure!(
+            args.device.host_folder.is_none() || 0 < rows,
+            "--host-folder needs --host-memory: how much is kept there"
+        );
         Ok(HostSizes { memory, rows, eviction: args.eviction.unwrap_or_default() })
     }
 
