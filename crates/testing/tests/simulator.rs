@@ -273,6 +273,7 @@ fn the_same_seed_gives_the_same_trace() {
         let (trace, _) = Day::new(seed).run();
         assert!(100 < trace.len(), "seed {seed}: {} steps", trace.len());
         assert_eq!(trace, Day::new(seed).run().0, "seed {seed}");
+        assert_eq!(Day::pressed(seed).run().0, Day::pressed(seed).run().0, "seed {seed}, pages in host memory");
     }
 }
 
