@@ -5,7 +5,7 @@ use backend::{Backend, RuntimeShape, Sampling};
 use engine::{Attention, CostModel, Engine, EngineConfig, Event, FinishReason, Request, Source, TextFactory};
 use kv::bucketed_lru::Eviction;
 use kv::{Selection, TokenId};
-use model::{Decoder, DecoderLimits, Opened};
+use model::{Decoder, DecoderLimits, ModelSource, Opened, needle_text};
 use std::sync::Arc;
 
 /// A running engine and what it runs.
@@ -159,4 +159,27 @@ pub fn wait(events: impl IntoIterator<Item = Event>) -> Answer {
         }
     }
     answer
+}
+
+/// The bundled model.
+///
+/// # Panics
+/// It does not open.
+pub fn needle() -> Opened {
+    model::open(&ModelSource::Bundled).expect("the bundled model opens")
+}
+
+/// A document with a question behind it.
+pub fn document_and_question(context: usize, seed: u64) -> Vec<TokenId> {
+    let document = needle_text::document(context, 20, seed);
+    let mut tokens = document.ids();
+    tokens.extend(needle_text::ids(&document.facts[7].question()));
+    tokens
+}
+
+/// A selection without lower limits, so that short contexts select too.
+pub fn low_limits(selection: &mut Selection) {
+    selection.min_context = 0;
+    selection.floor_tokens = 0;
+    selection.budget = 0.05;
 }

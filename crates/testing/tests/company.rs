@@ -5,13 +5,10 @@ use backend::cpu::{CpuBackend, CpuOptions};
 use kv::{Selection, TokenId};
 use model::{ModelSource, needle_text};
 use testing::company::{Company, Member};
+use testing::rig::low_limits;
 use testing::solo::Solo;
 
 const STEPS: usize = 30;
-
-fn low_limits(selection: &mut Selection) {
-    (selection.min_context, selection.floor_tokens, selection.budget) = (0, 0, 0.05);
-}
 
 #[test]
 fn everybody_says_what_it_says_alone() {

@@ -3,33 +3,14 @@
 
 use backend::cpu::{CpuOptions, Isa};
 use engine::{Event, Feed, Request, Source};
-use kv::Selection;
-use model::{ModelSource, Opened, needle_text};
+use model::Opened;
 use testing::constraints::{Fixed, Residue};
-use testing::rig::{Answer, Rig, RigOptions, wait};
+use testing::rig::{Answer, Rig, RigOptions, document_and_question, low_limits, needle, wait};
 
 const ALGORITHMS: [&str; 4] = ["dense", "shadowkv", "shadowkv+estimate", "sketch"];
 
 /// Tokens generated: long enough for several units to become indexed.
 const GENERATED: usize = 60;
-
-fn needle() -> Opened {
-    model::open(&ModelSource::Bundled).expect("the bundled model opens")
-}
-
-/// A document with a question behind it.
-fn prompt(context: usize, seed: u64) -> Vec<u32> {
-    let document = needle_text::document(context, 20, seed);
-    let mut tokens = document.ids();
-    tokens.extend(needle_text::ids(&document.facts[7].question()));
-    tokens
-}
-
-fn low_limits(selection: &mut Selection) {
-    selection.min_context = 0;
-    selection.floor_tokens = 0;
-    selection.budget = 0.05;
-}
 
 #[test]
 fn a_full_budget_without_estimation_is_dense_to_the_bit() {
@@ -40,7 +21,7 @@ fn a_full_budget_without_estimation_is_dense_to_the_bit() {
                 low_limits(selection);
                 selection.budget = budget;
             });
-            rig.answer(rig.request(prompt(context, 3), attention, GENERATED, 11))
+            rig.answer(rig.request(document_and_question(context, 3), attention, GENERATED, 11))
         };
         let dense = ask("dense", 1.0);
         for name in ["shadowkv", "sketch"] {
@@ -54,7 +35,7 @@ fn a_full_budget_without_estimation_is_dense_to_the_bit() {
 fn alone(opened: &Opened, isa: Isa, name: &str, context: usize, seed: u64) -> Answer {
     let options = RigOptions { cpu: CpuOptions { threads: 1, isa }, unit_seconds: 1e3, ..RigOptions::new(2, 1400) };
     let rig = Rig::start(opened, None, options);
-    let request = rig.request(prompt(context, seed), rig.attention(name, low_limits), GENERATED, seed);
+    let request = rig.request(document_and_question(context, seed), rig.attention(name, low_limits), GENERATED, seed);
     rig.answer(request)
 }
 
@@ -73,7 +54,8 @@ fn check_company(isa: Isa, contexts: &[usize], prefill_tokens: usize) {
         options.limits.prefill_tokens = prefill_tokens;
         let rig = Rig::start(&opened, None, options);
         let submit = |(name, context, seed): &(&str, usize, u64)| {
-            let request = rig.request(prompt(*context, *seed), rig.attention(name, low_limits), GENERATED, *seed);
+            let request =
+                rig.request(document_and_question(*context, *seed), rig.attention(name, low_limits), GENERATED, *seed);
             rig.engine.submit(request).expect("the request is taken")
         };
         let handles: Vec<_> = cases.iter().map(submit).collect();
@@ -107,12 +89,12 @@ fn short_prompts_that_overtake_a_long_one_leave_its_first_token_alone() {
     let options = RigOptions { unit_seconds: 0.0005, ..RigOptions::new(64, 1400) };
     let rig = Rig::start(&opened, None, options);
     for _ in 0..5 {
-        let long = rig.request(prompt(1300, 5), rig.attention("sketch", low_limits), GENERATED, 5);
+        let long = rig.request(document_and_question(1300, 5), rig.attention("sketch", low_limits), GENERATED, 5);
         let long = rig.engine.submit(long).expect("the request is taken");
         // Arrive one after the other while the long prompt is read, and while it is indexed.
         let shorts: Vec<_> = (0..60)
             .map(|seed| {
-                let request = rig.request(prompt(70, seed), rig.attention("dense", low_limits), 1, seed);
+                let request = rig.request(document_and_question(70, seed), rig.attention("dense", low_limits), 1, seed);
                 rig.engine.submit(request).expect("the request is taken")
             })
             .collect();
@@ -125,7 +107,7 @@ fn short_prompts_that_overtake_a_long_one_leave_its_first_token_alone() {
 fn a_suffix_behind_a_held_prompt_is_the_whole_prompt_to_the_bit() {
     let opened = needle();
     let rig = Rig::start(&opened, None, RigOptions::new(4, 1400));
-    let whole = prompt(1000, 2);
+    let whole = document_and_question(1000, 2);
     for name in ALGORITHMS {
         let attention = rig.attention(name, low_limits);
         let want = rig.answer(rig.request(whole.clone(), attention, GENERATED, 9));
@@ -146,7 +128,8 @@ fn choices_share_a_prompt_and_differ_by_their_noise_alone() {
     let rig = Rig::start(&opened, None, RigOptions::new(6, 1400));
     for (name, context) in [("dense", 333), ("sketch", 1001), ("shadowkv", 1004)] {
         let ask = |choice: u32, choices: usize| {
-            let mut request = rig.request(prompt(context, 4), rig.attention(name, low_limits), GENERATED, 21);
+            let mut request =
+                rig.request(document_and_question(context, 4), rig.attention(name, low_limits), GENERATED, 21);
             request.sampling.choice = choice;
             request.sampling.temperature = 1.5;
             request.choices = choices;
@@ -174,7 +157,8 @@ fn eval_choices(rig: &Rig, request: Request) -> Vec<Vec<u32>> {
 fn constrained_answers_do_not_depend_on_company() {
     let opened = needle();
     let ask = |rig: &Rig, name: &str, seed: u64| {
-        let mut request = rig.request(prompt(300, seed), rig.attention(name, low_limits), GENERATED, seed);
+        let mut request =
+            rig.request(document_and_question(300, seed), rig.attention(name, low_limits), GENERATED, seed);
         request.constraint = match seed {
             0 => Some(Residue::factory(2, 0, &[])),
             1 => Some(Fixed::factory(&[7; GENERATED])),

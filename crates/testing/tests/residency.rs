@@ -4,9 +4,8 @@
 use backend::cpu::CpuBackend;
 use engine::{Event, Feed, Metrics, Refusal, Request, Source};
 use kv::bucketed_lru::Eviction;
-use kv::{Demand, Indexing, Residence, Selection, SummaryKey};
-use model::{ModelSource, Opened, needle_text};
-use testing::rig::{Answer, Rig, RigOptions, wait};
+use kv::{Demand, Indexing, Residence, SummaryKey};
+use testing::rig::{Answer, Rig, RigOptions, document_and_question, low_limits, needle, wait};
 
 const CASES: [(&str, usize); 8] = [
     ("shadowkv", 1023),
@@ -22,26 +21,9 @@ const CASES: [(&str, usize); 8] = [
 /// Tokens generated: long enough for several units to leave the window.
 const GENERATED: usize = 120;
 
-fn needle() -> Opened {
-    model::open(&ModelSource::Bundled).expect("the bundled model opens")
-}
-
-fn prompt(context: usize, seed: u64) -> Vec<u32> {
-    let document = needle_text::document(context, 20, seed);
-    let mut tokens = document.ids();
-    tokens.extend(needle_text::ids(&document.facts[7].question()));
-    tokens
-}
-
-fn low_limits(selection: &mut Selection) {
-    selection.min_context = 0;
-    selection.floor_tokens = 0;
-    selection.budget = 0.05;
-}
-
 fn request(rig: &Rig, case: usize) -> Request {
     let (name, context) = CASES[case];
-    rig.request(prompt(context, case as u64), rig.attention(name, low_limits), GENERATED, case as u64)
+    rig.request(document_and_question(context, case as u64), rig.attention(name, low_limits), GENERATED, case as u64)
 }
 
 /// What one of the requests takes.
@@ -138,7 +120,7 @@ fn below_one_sequences_least_it_is_refused_with_both_sizes() {
 
 /// A held document and questions of every algorithm behind it, of which there is no room for all.
 fn forks(rig: &Rig) -> Vec<Answer> {
-    let mut document = rig.request(prompt(1400, 5), rig.attention("sketch", low_limits), 0, 5);
+    let mut document = rig.request(document_and_question(1400, 5), rig.attention("sketch", low_limits), 0, 5);
     document.hold = true;
     let mut handle = rig.engine.submit(document).expect("it is taken");
     let held = handle.find_map(|event| match event {
@@ -148,7 +130,7 @@ fn forks(rig: &Rig) -> Vec<Answer> {
     let parent = held.expect("the document is held");
     let names = ["sketch", "dense", "shadowkv", "sketch", "shadowkv+estimate", "shadowkv"];
     let ask = |(seed, name): (usize, &&str)| {
-        let tokens = prompt(200, seed as u64)[..20 + seed].to_vec();
+        let tokens = document_and_question(200, seed as u64)[..20 + seed].to_vec();
         let feed = if seed % 2 == 0 { Feed::Decode } else { Feed::Prefill };
         let source = Source::Fork { parent, tokens, feed };
         let mut request = Request { source, ..rig.request(vec![1], rig.attention(name, low_limits), 40, 9) };

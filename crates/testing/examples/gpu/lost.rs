@@ -1,7 +1,6 @@
 //! An error in a kernel: running requests fail with the driver's words, later ones are refused, and nothing hangs.
 
 use crate::arguments::Arguments;
-use crate::whole::prompt;
 use backend::{AlgorithmId, Backend, RowCopy, Runtime, StepKey};
 use engine::{CostModel, Engine, EngineConfig, Event, RequestHandle};
 use kv::{LaneId, RowId};
@@ -12,6 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 use testing::greedy::request;
+use testing::rig::document_and_question;
 
 /// The command of the process that loses its device.
 pub(crate) const CHILD: &str = "lost-child";
@@ -103,11 +103,11 @@ pub(crate) fn run(arguments: &Arguments) -> bool {
         ..EngineConfig::new(pool_rows, config.geometry().row_bytes() as u64, limits.max_tokens, config.vocab_size)
     };
     let engine = Engine::start(runtime, Arc::new(Breaking(decoder)), algorithms, None, engine_config);
-    let running = engine.submit(request(prompt(200, 1), attention, 3000)).expect("it is taken");
+    let running = engine.submit(request(document_and_question(200, 1), attention, 3000)).expect("it is taken");
     let breaking = engine.submit(request(vec![9; BREAKING], attention, 10)).expect("it is taken");
     let why = failure(breaking).expect("the request that broke the device fails");
     assert!(failure(running).is_some(), "the request beside it fails");
-    let later = engine.submit(request(prompt(200, 2), attention, 10));
+    let later = engine.submit(request(document_and_question(200, 2), attention, 10));
     let refused = match later {
         Err(refusal) => refusal.to_string(),
         Ok(events) => failure(events).expect("a later request fails"),

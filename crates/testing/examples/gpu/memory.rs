@@ -1,7 +1,6 @@
 //! The cap of `--gpu-memory` holds as the driver counts: everything that this process takes, its context included.
 
 use crate::arguments::{Arguments, gib};
-use crate::whole::prompt;
 use backend::{Backend, BackendError};
 use model::ModelSource;
 use std::process::Command;
@@ -9,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 use testing::greedy::{choices, request};
-use testing::rig::{Rig, RigOptions};
+use testing::rig::{Rig, RigOptions, document_and_question};
 
 /// The command of the process that fills its memory.
 pub(crate) const CHILD: &str = "memory-child";
@@ -84,7 +83,7 @@ pub(crate) fn run(arguments: &Arguments) -> bool {
 fn decode(rig: &Rig) {
     for names in [&["dense"][..], &["sketch"], &["dense", "shadowkv"], &["dense", "shadowkv+estimate", "sketch"]] {
         let submit = |name: &&str| {
-            let request = request(prompt(15_000, 5), rig.attention(name, |_| ()), 40);
+            let request = request(document_and_question(15_000, 5), rig.attention(name, |_| ()), 40);
             rig.engine.submit(request).expect("the request is taken")
         };
         let handles: Vec<_> = names.iter().map(submit).collect();

@@ -1,12 +1,11 @@
 //! The engine with less room than its sequences take: the same tokens, up to choices that rounding decides.
 
 use crate::arguments::Arguments;
-use crate::whole::prompt;
 use kv::Selection;
 use model::ModelSource;
 use testing::golden_run::MARGIN;
 use testing::greedy::{Comparison, choices, request};
-use testing::rig::{Rig, RigOptions};
+use testing::rig::{Rig, RigOptions, document_and_question};
 
 const CASES: [(&str, usize); 6] = [
     ("shadowkv", 6000),
@@ -33,7 +32,8 @@ pub(crate) fn check(arguments: &Arguments) -> String {
         let options = RigOptions { pool_rows, dram_rows, ..RigOptions::new(CASES.len(), 6500).on_gpu() };
         let rig = Rig::start_on(backend.as_ref(), &opened, None, options);
         let of = |(name, context): &(&str, usize)| {
-            let mut request = request(prompt(*context, *context as u64), rig.attention(name, low_limits), GENERATED);
+            let mut request =
+                request(document_and_question(*context, *context as u64), rig.attention(name, low_limits), GENERATED);
             request.cache = false;
             request
         };

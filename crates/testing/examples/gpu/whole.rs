@@ -3,31 +3,16 @@
 use crate::arguments::Arguments;
 use backend::cpu::{CpuBackend, CpuOptions};
 use backend::{Backend, Batch, WeightRole};
-use kv::Selection;
-use model::{ModelSource, needle_text};
+use model::ModelSource;
 use testing::company::{Company, Member};
 use testing::conformance::fixture::{Fixture, bits};
 use testing::conformance::heads::ANY_HEADS;
 use testing::conformance::{Extent, MakeBackend};
 use testing::golden_run::MARGIN;
 use testing::greedy::{Comparison, ask, choices, request};
-use testing::rig::{Rig, RigOptions};
+use testing::rig::{Rig, RigOptions, document_and_question, low_limits};
 
 const ALGORITHMS: [&str; 4] = ["dense", "shadowkv", "shadowkv+estimate", "sketch"];
-
-/// A document with a question behind it.
-pub(crate) fn prompt(context: usize, seed: u64) -> Vec<u32> {
-    let document = needle_text::document(context, 20, seed);
-    let mut tokens = document.ids();
-    tokens.extend(needle_text::ids(&document.facts[7].question()));
-    tokens
-}
-
-fn low_limits(selection: &mut Selection) {
-    selection.min_context = 0;
-    selection.floor_tokens = 0;
-    selection.budget = 0.05;
-}
 
 /// Lengths of prompts.
 fn contexts(arguments: &Arguments) -> &'static [usize] {
@@ -37,7 +22,7 @@ fn contexts(arguments: &Arguments) -> &'static [usize] {
 /// Steps of lanes of every algorithm give the same bits captured, captured again, and called op by op.
 pub(crate) fn captured_steps(arguments: &Arguments) -> String {
     let opened = model::open(&ModelSource::Bundled).expect("the bundled model opens");
-    let member = |algorithm, context| Member { algorithm, prompt: prompt(context, context as u64) };
+    let member = |algorithm, context| Member { algorithm, prompt: document_and_question(context, context as u64) };
     let all = ALGORITHMS.iter().flat_map(|name| contexts(arguments).iter().map(|context| member(*name, *context)));
     let members: Vec<Member> = all.collect();
     let steps = if arguments.extent == Extent::Reduced { 12 } else { 120 };
@@ -62,7 +47,8 @@ pub(crate) fn company(arguments: &Arguments) -> String {
         ALGORITHMS.iter().flat_map(|name| contexts.iter().map(|context| (*name, *context))).collect();
     let rig = Rig::start_on(backend.as_ref(), &opened, None, RigOptions::new(cases.len(), longest).on_gpu());
     let of = |(name, context): &(&str, usize)| {
-        let mut request = request(prompt(*context, *context as u64), rig.attention(name, low_limits), 60);
+        let mut request =
+            request(document_and_question(*context, *context as u64), rig.attention(name, low_limits), 60);
         request.cache = false;
         request
     };
@@ -89,7 +75,7 @@ pub(crate) fn full_budget(arguments: &Arguments) -> String {
                 low_limits(selection);
                 selection.budget = budget;
             });
-            let mut request = request(prompt(*context, 3), attention, 60);
+            let mut request = request(document_and_question(*context, 3), attention, 60);
             request.cache = false;
             ask(&rig, request)
         };
