@@ -13,6 +13,9 @@ const LAST_BUCKET: u8 = BUCKETS as u8 - 1;
 /// An empty slot's: taken before any page is.
 const EMPTY_BUCKET: u8 = BUCKETS as u8;
 
+/// How a slot stands that holds a selected page, above every bucket: whoever takes victims stops below it.
+const HIT: u8 = EMPTY_BUCKET + 1;
+
 /// Score buckets a nat; a power of two, so that every device rounds the product alike: not at all.
 const BUCKETS_PER_NAT: f32 = 4.0;
 
@@ -84,26 +87,56 @@ pub struct Resolved {
     pub slots: Vec<u32>,
     /// Pages to fetch, ascending both by page and by slot.
     pub misses: Vec<Miss>,
-    /// Scratch: how each slot stands.
-    standings: Vec<Standing>,
+    /// Scratch: the selected pages, to look a slot's up.
+    selected: Places,
+    /// Scratch: how each slot stands in the step: [`HIT`], or its eviction bucket.
+    standings: Vec<u8>,
     /// Scratch: whether each selected page was found in a slot.
     found: Vec<bool>,
 }
 
-/// How a slot stands in a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
-    /// It holds a selected page.
-    Hit,
-    /// It may be taken; higher buckets are taken first.
-    Bucket(u8),
+/// Where each page lies in an ascending list of them: a look at one word, because every slot asks and few are there.
+#[derive(Clone, Debug, Default)]
+struct Places {
+    /// `[pages / 64]`.
+    words: Vec<Word>,
+}
+
+/// Sixty-four pages.
+#[derive(Clone, Copy, Debug)]
+struct Word {
+    /// Bit `p % 64` is set where page `p` is in the list.
+    bits: u64,
+    /// How many pages of the list lie before these.
+    before: u32,
+}
+
+impl Places {
+    fn refill(&mut self, pages: &[u32]) {
+        self.words.clear();
+        for (at, page) in pages.iter().enumerate() {
+            let word = *page as usize / 64;
+            if self.words.len() <= word {
+                self.words.resize(word + 1, Word { bits: 0, before: at as u32 });
+            }
+            self.words[word].bits |= 1 << (page % 64);
+        }
+    }
+
+    fn of(&self, page: usize) -> Option<usize> {
+        let Word { bits, before } = *self.words.get(page / 64)?;
+        let bit = 1 << (page % 64);
+        (bits & bit != 0).then(|| before as usize + (bits & (bit - 1)).count_ones() as usize)
+    }
 }
 
 /// The eviction bucket of a selection score: `floor(-4 * score)`, quarter nats below 0, at least 0 and at most 63.
 /// Minus infinity and NaN have 63. One product with a power of two, one comparison, one truncation: the same anywhere.
+/// Scores of a head's slots lie on both sides of the last bucket: the comparison chooses a number, so as not to branch.
 pub fn score_bucket(score: f32) -> u8 {
     let bucket = score * -BUCKETS_PER_NAT;
-    if bucket < f32::from(LAST_BUCKET) { bucket.max(0.0) as u8 } else { LAST_BUCKET }
+    let bucket = if bucket < f32::from(LAST_BUCKET) { bucket } else { f32::from(LAST_BUCKET) };
+    bucket.max(0.0) as u8
 }
 
 /// Finds a slot for each of the step's pages (ascending, distinct), as follows.
@@ -140,37 +173,32 @@ pub fn resolve(
     assert!(pages.len() <= tags.len(), "{} pages do not fit {} slots", pages.len(), tags.len());
     assert_eq!(tags.len(), ages.len(), "an age a slot");
     debug_assert!(pages.is_sorted_by(|a, b| a < b), "ascending and distinct");
-    let Resolved { slots, misses, standings, found } = resolved;
+    let Resolved { slots, misses, selected, standings, found } = resolved;
     refill(slots, pages.len(), 0);
     refill(found, pages.len(), false);
+    selected.refill(pages);
     standings.clear();
     misses.clear();
 
-    let mut counts = [0; BUCKETS + 1];
-    let mut missing = pages.len();
-    for (slot, (tag, age)) in tags.iter().zip(&mut *ages).enumerate() {
-        let at = tag.page().and_then(|page| pages.binary_search(&(page as u32)).ok());
+    let mut counts = [0; HIT as usize + 1];
+    standings.extend(tags.iter().zip(&mut *ages).enumerate().map(|(slot, (tag, age))| {
+        let at = tag.page().and_then(|page| selected.of(page));
         if let Some(at) = at {
             (slots[at], found[at]) = (slot as u32, true);
-            missing -= 1;
         }
         let standing = eviction.pass(*tag, age, at.is_some(), scores);
-        if let Standing::Bucket(bucket) = standing {
-            counts[usize::from(bucket)] += 1;
-        }
-        standings.push(standing);
-    }
+        counts[usize::from(standing)] += 1;
+        standing
+    }));
+    let missing = pages.len() - counts[usize::from(HIT)];
 
     let (threshold, mut at_threshold) = threshold(&counts, missing);
-    let is_victim = |(slot, standing): (usize, &Standing)| match *standing {
-        Standing::Bucket(bucket) if bucket > threshold => Some(slot),
-        Standing::Bucket(bucket) if bucket == threshold && 0 < at_threshold => {
-            at_threshold -= 1;
-            Some(slot)
-        }
-        _ => None,
-    };
-    let victims = standings.iter().enumerate().filter_map(is_victim);
+    let candidates = standings.iter().enumerate().filter(|(_, standing)| (threshold..HIT).contains(standing));
+    let victims = candidates.filter_map(|(slot, bucket)| {
+        let taken = *bucket != threshold || 0 < at_threshold;
+        at_threshold -= usize::from(taken && *bucket == threshold);
+        taken.then_some(slot)
+    });
     let absent = (0..pages.len()).filter(|&at| !found[at]);
     for (at, slot) in absent.zip(victims) {
         let page = pages[at] as usize;
@@ -191,8 +219,8 @@ impl Eviction {
     }
 
     /// Makes a slot a step older; how it stands in the step.
-    fn pass(self, tag: Tag, age: &mut u8, is_hit: bool, scores: Scores<'_>) -> Standing {
-        let Some(page) = tag.page() else { return Standing::Bucket(EMPTY_BUCKET) };
+    fn pass(self, tag: Tag, age: &mut u8, is_hit: bool, scores: Scores<'_>) -> u8 {
+        let Some(page) = tag.page() else { return EMPTY_BUCKET };
         let before = *age;
         let older = (before + 1).min(LAST_BUCKET);
         *age = match self {
@@ -201,16 +229,16 @@ impl Eviction {
             Eviction::Age | Eviction::Score => older,
         };
         match self {
-            _ if is_hit => Standing::Hit,
-            Eviction::Age => Standing::Bucket(before),
-            Eviction::Score => Standing::Bucket(score_bucket(scores.of(page))),
-            Eviction::FadingScore => Standing::Bucket(*age),
+            _ if is_hit => HIT,
+            Eviction::Age => before,
+            Eviction::Score => score_bucket(scores.of(page)),
+            Eviction::FadingScore => *age,
         }
     }
 }
 
 /// The largest bucket that `wanted` slots reach, and how many of them lie in that bucket itself.
-fn threshold(counts: &[usize; BUCKETS + 1], wanted: usize) -> (u8, usize) {
+fn threshold(counts: &[usize; HIT as usize + 1], wanted: usize) -> (u8, usize) {
     let mut above = 0;
     for bucket in (0..=EMPTY_BUCKET).rev() {
         let here = counts[usize::from(bucket)];

@@ -10,7 +10,8 @@ use crate::{AlgorithmId, BackendError, CacheChange, MemoryUse, Retrieved, Runtim
 use kv::bucketed_lru::{self, AGE_UNKNOWN, Resolved, Scores, Tag};
 use kv::{LaneId, PAGE_TOKENS, PageEntry, RowId};
 use std::cell::RefCell;
-use std::sync::{Mutex, PoisonError};
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What the pool's frames hold as slots of a cache; empty where there is no host memory behind the pool.
 pub struct SlotStates {
@@ -18,9 +19,21 @@ pub struct SlotStates {
     tags: Array<u32>,
     /// `[layers][kv_heads][rows]`: steps since its page was selected.
     ages: Array<u8>,
-    /// What the layer in work lacks; written by `resolve`, emptied by `retrieve`.
-    fetches: Mutex<Vec<Fetch>>,
+    /// What `resolve` found in the layer in work.
+    found: Mutex<Found>,
 }
+
+/// What the heads of a layer lack; kept from layer to layer, so that a step allocates nothing once it has grown.
+#[derive(Default)]
+struct Found {
+    /// Emptied by `retrieve`.
+    fetches: Vec<Fetch>,
+    /// Of each head, on their way into the lanes; emptied by `resolve`.
+    counted: Vec<(LaneId, Retrieved)>,
+}
+
+/// Elements that a task copies: a frame alone takes hardly longer than to claim it.
+const TASK_ELEMENTS: usize = 16 << 10;
 
 /// A page on its way into a slot.
 #[derive(Clone, Copy, Debug)]
@@ -60,15 +73,15 @@ impl SlotStates {
     /// No memory.
     pub fn new(shape: &RuntimeShape) -> Result<Self, BackendError> {
         let (what, frames) = ("cache tags and ages", Self::frames(shape));
-        Ok(SlotStates {
-            tags: Array::zeros(what, frames)?,
-            ages: Array::zeros(what, frames)?,
-            fetches: Mutex::default(),
-        })
+        Ok(SlotStates { tags: Array::zeros(what, frames)?, ages: Array::zeros(what, frames)?, found: Mutex::default() })
     }
 
     fn at(&self, shape: &RuntimeShape, layer: usize, head: usize, row: RowId) -> usize {
         (layer * shape.geometry.kv_heads + head) * shape.pool_rows + row.at()
+    }
+
+    fn found(&self) -> MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a frame holds.
@@ -108,12 +121,10 @@ impl SlotStates {
         SCRATCH.with_borrow_mut(|scratch| {
             scratch.tags.clear();
             scratch.ages.clear();
-            for at in places.clone() {
-                // SAFETY: by the caller's promise.
-                let (tag, age) = unsafe { (self.tags.slice(at..at + 1)[0], self.ages.slice(at..at + 1)[0]) };
-                scratch.tags.push(Tag(tag));
-                scratch.ages.push(age);
-            }
+            // SAFETY: by the caller's promise.
+            scratch.tags.extend(places.clone().map(|at| Tag(unsafe { self.tags.slice(at..at + 1)[0] })));
+            // SAFETY: by the caller's promise.
+            scratch.ages.extend(places.clone().map(|at| unsafe { self.ages.slice(at..at + 1)[0] }));
             let result = work(scratch);
             for (at, (tag, age)) in places.zip(scratch.tags.iter().zip(&scratch.ages)) {
                 // SAFETY: by the caller's promise.
@@ -127,7 +138,6 @@ impl SlotStates {
 /// See [`crate::Runtime`].
 pub(super) fn resolve(rt: &CpuRuntime, algorithm: AlgorithmId, layer: usize) {
     let heads = rt.shape.geometry.kv_heads;
-    let counted: Mutex<Vec<(LaneId, Retrieved)>> = Mutex::default();
     {
         let lanes = rt.lanes();
         let mut cached = lanes.of(algorithm);
@@ -135,18 +145,14 @@ pub(super) fn resolve(rt: &CpuRuntime, algorithm: AlgorithmId, layer: usize) {
         let cost = cached.iter().map(|(_, lane)| 16 * heads * lane.cache_rows.len()).sum();
         rt.threads.each(cached.len() * heads, cost, |task| {
             let ((i, lane), head) = (&cached[task / heads], task % heads);
-            let retrieved = resolve_head(rt, *i, lane, layer, head);
-            counted.lock().unwrap_or_else(PoisonError::into_inner).push((lanes.active[*i], retrieved));
+            resolve_head(rt, (*i, lanes.active[*i], lane), layer, head);
         });
     }
-    let counted = counted.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if !counted.is_empty() {
-        let mut lanes = rt.lanes_mut();
-        counted.into_iter().for_each(|(lane, retrieved)| lanes.lane_mut(lane).retrieved += retrieved);
-    }
+    let (mut lanes, mut found) = (rt.lanes_mut(), rt.slots.found());
+    found.counted.drain(..).for_each(|(lane, retrieved)| lanes.lane_mut(lane).retrieved += retrieved);
 }
 
-fn resolve_head(rt: &CpuRuntime, i: usize, lane: &Lane, layer: usize, head: usize) -> Retrieved {
+fn resolve_head(rt: &CpuRuntime, (i, id, lane): (usize, LaneId, &Lane), layer: usize, head: usize) {
     let (work, states, shape) = (&rt.work, &rt.slots, &rt.shape);
     let (sink, end) = (lane.selection.sink_pages(), lane.selection.cached_end(lane.len));
     let at = i * shape.geometry.kv_heads + head;
@@ -157,7 +163,7 @@ fn resolve_head(rt: &CpuRuntime, i: usize, lane: &Lane, layer: usize, head: usiz
     unsafe {
         states.with_slots(places, |Scratch { tags, ages, pages, resolved }| {
             pages.clear();
-            pages.extend((sink..end).filter(|p| bitmap[p / 32] >> (p % 32) & 1 == 1).map(|p| p as u32));
+            for_each_set(bitmap, sink..end, |page| pages.push(page as u32));
             bucketed_lru::resolve(pages, tags, ages, scores, shape.eviction, resolved);
             // Selected pages follow the sink's in the list.
             let first = at * work.max_pages + sink;
@@ -170,20 +176,42 @@ fn resolve_head(rt: &CpuRuntime, i: usize, lane: &Lane, layer: usize, head: usiz
                 target: lane.cache_rows[miss.slot as usize],
                 head,
             });
-            states.fetches.lock().unwrap_or_else(PoisonError::into_inner).extend(fetches);
             let misses = resolved.misses.len() as u64;
-            Retrieved { hits: pages.len() as u64 - misses, misses }
-        })
+            let retrieved = Retrieved { hits: pages.len() as u64 - misses, misses };
+            let mut found = states.found();
+            found.fetches.extend(fetches);
+            found.counted.push((id, retrieved));
+        });
+    }
+}
+
+/// The pages of `range` whose bit is set, ascending. Few are: a word is looked at once, and once more for each.
+fn for_each_set(bitmap: &[u32], range: Range<usize>, mut work: impl FnMut(usize)) {
+    for word in range.start / 32..range.end.div_ceil(32) {
+        let mut bits = bitmap[word];
+        if word == range.start / 32 {
+            bits &= !0 << (range.start % 32);
+        }
+        if word == range.end / 32 {
+            bits &= !(!0 << (range.end % 32));
+        }
+        while bits != 0 {
+            work(32 * word + bits.trailing_zeros() as usize);
+            bits &= bits - 1;
+        }
     }
 }
 
 /// See [`crate::Runtime`].
 pub(super) fn retrieve(rt: &CpuRuntime, layer: usize) {
-    let mut fetches = rt.slots.fetches.lock().unwrap_or_else(PoisonError::into_inner);
-    rt.threads.each(fetches.len(), fetches.len() * rt.shape.geometry.frame_elements(), |i| {
-        let Fetch { source, target, head } = fetches[i];
-        // SAFETY: a slot is filled by one fetch, and host memory is not written meanwhile.
-        unsafe { rt.frame_mut(target, layer, head) }.copy_from_slice(rt.frame(source, layer, head));
+    let fetches = &mut rt.slots.found().fetches;
+    let elements = rt.shape.geometry.frame_elements();
+    let part = (TASK_ELEMENTS / elements).max(1);
+    rt.threads.each(fetches.len().div_ceil(part), fetches.len() * elements, |i| {
+        for Fetch { source, target, head } in fetches[i * part..].iter().take(part) {
+            // SAFETY: a slot is filled by one fetch, which is in one part, and host memory is not written meanwhile.
+            unsafe { rt.frame_mut(*target, layer, *head) }.copy_from_slice(rt.frame(*source, layer, *head));
+        }
     });
     fetches.clear();
 }
@@ -219,4 +247,20 @@ fn shrink(rt: &CpuRuntime, cache_rows: &[RowId], keep: usize) {
             });
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn set_bits_of_a_range_are_found() {
+        let bitmap = [0x8000_0001, 0, u32::MAX, 0x0000_0002];
+        for range in [0..0, 0..1, 0..32, 1..31, 1..32, 31..64, 40..96, 70..75, 64..98, 5..128, 97..97] {
+            let want: Vec<usize> = range.clone().filter(|p| bitmap[p / 32] >> (p % 32) & 1 == 1).collect();
+            let mut got = Vec::new();
+            for_each_set(&bitmap, range.clone(), |page| got.push(page));
+            assert_eq!(got, want, "{range:?}");
+        }
+    }
 }
