@@ -155,16 +155,7 @@ impl Sizing<'_> {
         };
         // An algorithm's number makes no difference to what it needs.
         let indexing = Indexing { key: SummaryKey { algorithm: 0, row_tokens }, selection: spec.selection() };
-        let demand = Demand {
-            prefix: 0,
-            prefix_cached: 0..0,
-            indexed: 0,
-            start: max_tokens - 1,
-            end: max_tokens + 1,
-            choices: 1,
-            indexing: Some(indexing),
-            residence: Residence::Sparse,
-        };
+        let demand = Demand::alone(max_tokens - 1, max_tokens + 1, indexing, Residence::Sparse);
         demand.pool_least() <= self.pool_rows(kv_memory) && demand.total().dram <= self.host.rows
     }
 

@@ -57,6 +57,12 @@ impl RowCounts {
 }
 
 impl Demand {
+    /// One completion behind a prompt of `start` tokens that shares nothing.
+    pub fn alone(start: usize, end: usize, indexing: Indexing, residence: Residence) -> Self {
+        let (prefix, prefix_cached, indexed, choices) = (0, 0..0, 0, 1);
+        Demand { prefix, prefix_cached, indexed, start, end, choices, indexing: Some(indexing), residence }
+    }
+
     /// Rows of the first choice that are not others'.
     pub fn first(&self) -> RowCounts {
         let (full, pages) = (self.prefix / PAGE_TOKENS, geometry::pages(self.start));

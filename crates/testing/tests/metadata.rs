@@ -37,16 +37,7 @@ fn shadowkv() -> Indexing {
 }
 
 fn demand(indexing: Indexing) -> Demand {
-    Demand {
-        prefix: 0,
-        prefix_cached: 0..0,
-        indexed: 0,
-        start: TOKENS - DECODED,
-        end: TOKENS,
-        choices: 1,
-        indexing: Some(indexing),
-        residence: Residence::Sparse,
-    }
+    Demand::alone(TOKENS - DECODED, TOKENS, indexing, Residence::Sparse)
 }
 
 /// All sequences at their ends, in tiers that have just the rows that admission promises them.

@@ -33,16 +33,8 @@ fn demand(rig: &Rig, case: usize, residence: Residence) -> Demand {
     let row_tokens = spec.summary_row_tokens.expect("these algorithms keep summaries");
     let key = SummaryKey { algorithm: request.attention.algorithm.0, row_tokens };
     let start = request.tokens().len();
-    Demand {
-        prefix: 0,
-        prefix_cached: 0..0,
-        indexed: 0,
-        start,
-        end: start + GENERATED + 1,
-        choices: 1,
-        indexing: Some(Indexing { key, selection: request.attention.selection }),
-        residence,
-    }
+    let indexing = Indexing { key, selection: request.attention.selection };
+    Demand::alone(start, start + GENERATED + 1, indexing, residence)
 }
 
 fn rig(pool_rows: usize, dram_rows: usize, eviction: Eviction) -> Rig {

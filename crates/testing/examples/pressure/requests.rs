@@ -92,16 +92,7 @@ impl Workload {
 
     fn demand(&self, request: &Request) -> Demand {
         let start = request.tokens().len();
-        Demand {
-            prefix: 0,
-            prefix_cached: 0..0,
-            indexed: 0,
-            start,
-            end: start + GENERATED + 1,
-            choices: 1,
-            indexing: Some(self.indexing),
-            residence: Residence::Full,
-        }
+        Demand::alone(start, start + GENERATED + 1, self.indexing, Residence::Full)
     }
 }
 
