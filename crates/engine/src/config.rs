@@ -68,7 +68,10 @@ impl EngineConfig {
 
     /// Panics on a value that its field's description excludes: the caller validates what people typed.
     pub(crate) fn check(&self) {
-        assert!(0 < self.max_lanes && 0 < self.max_model_len && 0 < self.prefill_tokens && 0 < self.horizon_tokens, "sizes are positive");
+        assert!(
+            0 < self.max_lanes && 0 < self.max_model_len && 0 < self.prefill_tokens && 0 < self.horizon_tokens,
+            "sizes are positive"
+        );
         assert!((0.0..=DECODE_SHARE_MAX).contains(&self.decode_share), "decode_share {} of 0..0.95", self.decode_share);
         assert!(0.0 < self.unit_seconds, "unit_seconds is positive");
     }

@@ -75,7 +75,8 @@ impl Scheduler {
             let id = ids[stake];
             if self.sequences[&id].kv.residence() == Residence::Full {
                 let sequence = &self.sequences[&id];
-                let dram = self.tiers.dram.reserve(self.missing_sparse(sequence).dram).expect("`stakes` counted host memory");
+                let dram =
+                    self.tiers.dram.reserve(self.missing_sparse(sequence).dram).expect("`stakes` counted host memory");
                 let more = Promise { dram, ..Promise::default() };
                 self.sequences.get_mut(&id).expect("it has a stake").kv.extend(more);
             }
