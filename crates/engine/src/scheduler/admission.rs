@@ -138,7 +138,9 @@ impl Scheduler {
     fn full_needs(&mut self, request: &Request, shared: &SequenceKv) -> (Needs, Reservation) {
         let to_end = self.needs(request, Some(shared), Residence::Full);
         let end = to_end.demand.start + self.config.horizon_tokens;
-        if to_end.demand.end <= end || !self.may_be_open(request) {
+        // Alone it has to fit to its end: only then does the oldest one always get there.
+        let fits = || self.needs(request, None, Residence::Full).rows() <= self.config.pool_rows;
+        if to_end.demand.end <= end || !self.may_be_open(request) || !fits() {
             return (to_end, Reservation::default());
         }
         let demand = Demand { end, ..to_end.demand.clone() };
