@@ -9,8 +9,8 @@
 // Estimate, 32 query heads of 128, 8 KV heads, 32768 tokens: 8.8 TFLOP, 12.2 ms at the 718 TFLOP/s of a large product.
 // A step of 128 rows and 128 keys is 2048 clocks of products; 1024 clocks of exponentials and 600 of issue lie beside
 // them. 64 KiB of keys and values come from the L2 cache in that time, 4.7 TB/s over all multiprocessors. Measured
-// (H100): 13.0 ms in strides of 4096 tokens, 678 TFLOP/s. Heads of 64 do half the products for the same exponentials:
-// 502 TFLOP/s.
+// (H100): 12.8 to 13.0 ms in strides of 4096 tokens, 678 to 687 TFLOP/s. Heads of 64 do half the products for the same
+// exponentials: about 510 TFLOP/s.
 #pragma once
 
 #include "hopper.cuh"
