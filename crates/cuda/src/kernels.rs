@@ -117,6 +117,11 @@ impl Kernels {
         Ok(Kernels { context, modules, functions: Mutex::new(functions) })
     }
 
+    /// Whether this device's machine code has a kernel: some are for one architecture.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.functions.lock().expect("no launch panicked").contains_key(name)
+    }
+
     /// Enqueues a kernel.
     ///
     /// # Panics

@@ -46,6 +46,7 @@ mod residency;
 mod sample;
 mod score;
 mod staging;
+mod tensor_map;
 mod topk;
 
 pub use device::{CudaBackend, CudaOptions, DeviceSummary, architectures, devices};

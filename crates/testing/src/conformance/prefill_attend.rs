@@ -2,7 +2,7 @@
 
 use super::MakeBackend;
 use super::fixture::{Fixture, KeysValues, Random, check_error};
-use super::heads::{Heads, swept};
+use super::heads::{Heads, covered, swept};
 use backend::reference::attend::attend as reference;
 
 /// Units that begin and end around tiles and blocks of keys, all heads and groups.
@@ -13,6 +13,10 @@ pub fn prefill_attend(make: MakeBackend<'_>) {
         let all = [(0, 1), (0, 3), (0, 113), (127, 2), (128, 1), (1000, 23), (120, 140)];
         let units = if awkward.contains(&heads) { make.some(&all) } else { all[6..].to_vec() };
         units.into_iter().for_each(|(first, n)| check(make, heads, first, n));
+    }
+    // More heads than a GPU has multiprocessors: where blocks stay on theirs, some take a second one's rows.
+    for heads in covered(make, &[64, 128].map(|d| Heads::new(140, 1, d))) {
+        check(make, heads, 200, 3);
     }
 }
 
