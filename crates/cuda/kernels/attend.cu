@@ -218,8 +218,8 @@ __device__ __forceinline__ void attend(const Runtime& rt, int algorithm, int lay
 // the last to arrive joins them, ascending.
 // Grid: (kv_heads, any), 128 threads, two blocks on each multiprocessor; items are taken in turn. Shared: 96 KiB, a
 // ring of pages for each warp.
-// `beside`: the kernel before it is `retrieve`, which still runs. Blocks pass the pages that are in the pool, then wait,
-// and pass those that were coming.
+// `beside`: the kernel before it is `retrieve`, which still runs. Warps pass the pages that are in the pool, then wait
+// for it, and pass those that were coming.
 // With overlap, blocks that find another kernel's in their place are spread unevenly (a fifth at 160 items); a whole
 // step gains all the same (1 to 2 % at 1 and 16 lanes of 8K).
 // Bytes: K and V of the pages, 4 KiB each at d = 128, at no less than 85 % of a copy's speed where every block has an

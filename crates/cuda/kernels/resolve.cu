@@ -356,18 +356,19 @@ __device__ __forceinline__ void replace(const Step& step, Run run, Walk walk, in
 
 // Finds the selected pages that lanes with a cache keep in host memory: in a slot, or, for those that are in none, a
 // slot whose page was not selected: empty ones first, then by age (or score) bucket, oldest first, then in slot order.
-// Page lists get the slots' rows, those of missing pages as `coming_entry`, and `fetches` what has to be copied into them
-// before Attend; the order of one block's fetches is fixed, that of blocks is not. The rule is kv::bucketed_lru's; ages
-// of empty slots stay 0.
+// Page lists get the slots' rows, those of missing pages as `coming_entry`, and `fetches` what has to be copied into
+// them before Attend; the order of one block's fetches is fixed, that of blocks is not. The rule is kv::bucketed_lru's;
+// ages of empty slots stay 0.
 // A lane's selected pages are no more than its cache rows, and no page is in two slots. Lanes without a cache cost
 // their blocks' start. Follows topk; `retrieve` follows before the next layer's.
 // Grid (kv_heads, rows), 512 threads. Shared: 8 bytes for each 32 pages of a sequence and each 32 cache rows (rounded
 // up), and 1 for each cache row.
 // Bytes: rows, tags, ages and ages written, 10 for each slot, 2.5 MB at 1,536 slots x 160 (lane, head) pairs: 1 us. Its
-// time is that of instructions, 900 a warp and two blocks on some multiprocessors, and of seven reads in a row: 7 us.
-// With overlap, four of them come before the kernel ahead has ended: nobody in this step has written what they read.
-// Tags and ages that lay by row, not by slot, took 12 us more where lanes' rows alternate: blocks then write ages in the
-// same sectors (measured).
+// time is that of instructions, 900 a warp and two blocks on some multiprocessors, and of seven reads in a row. With
+// overlap, four of them come before the kernel ahead has ended: nothing since the step began wrote what they read. With
+// the way from node to node, 7 to 9 us (measured).
+// Tags and ages that lay by row, not by slot, took 4 to 12 us more where lanes' rows alternate: blocks then write ages
+// in the same sectors (measured).
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     resolve(const __grid_constant__ Runtime rt, int algorithm, int layer) {
     const Residency& residency = rt.residency;

@@ -1,8 +1,8 @@
 //! Where the tags and ages of lanes' cache rows lie: in groups of neighbours, so that blocks which work on different
 //! lanes' slots never meet in a sector of memory, whichever rows the slots have.
 //!
-//! Nobody says when a lane has ended. But a row is in one cache at a time, so a lane whose row joins another's cache has
-//! no slots any more: lanes' lists of rows are disjoint, and there is always a group for whoever needs one.
+//! Nobody says when a lane has ended. But a row is in one cache at a time, so a lane whose row joins another's cache
+//! has no slots any more: lanes' lists of rows are disjoint, and there is always a group for whoever needs one.
 
 use kv::{LaneId, RowId};
 
