@@ -5,8 +5,8 @@
 #   tools/loads.sh SPINDLE MODEL FOLDER OVERLAP LOAD:ALGORITHM...
 #
 # MODEL is a folder with a config.json. FOLDER gets server.txt, and for each load NAME.json (the client's numbers) and a
-# line of summary.txt with hits, misses and bytes. OVERLAP is the share of the pages that a step reads again
-# (--selection-overlap); `own` leaves selections to the algorithms. Loads: a (8 x 32K, 512 out), b (24 x 16K, 4K out),
+# line of summary.txt with hits, misses, bytes and the most memory that the driver counted. OVERLAP is the share of the
+# pages that a step reads again (--selection-overlap); `own` leaves selections to the algorithms. Loads: a (8 x 32K, 512 out), b (24 x 16K, 4K out),
 # c (9 x 55K, 2K out), d (16 x 55K, 1K out, at random, 0.3/s), e (24 x 16K, 512 out). GPU_MEMORY and HOST_MEMORY say how
 # much there is (40GiB, 96GiB), SERVE what else the server is told.
 set -uo pipefail
@@ -29,7 +29,9 @@ serve=("$model" --device cuda --weights random --gpu-memory "${GPU_MEMORY:-40GiB
 # shellcheck disable=SC2086
 "$spindle" serve "${serve[@]}" ${SERVE:-} >"$folder/server.txt" 2>&1 &
 server=$!
-trap 'kill $server 2>/dev/null' EXIT
+nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits -lms 200 >"$folder/memory.txt" 2>/dev/null &
+sampler=$!
+trap 'kill $server $sampler 2>/dev/null' EXIT
 
 # get PATH: what the server says there.
 get() {
@@ -47,7 +49,7 @@ done
 
 # measures: the counters of pages, one line.
 measures() {
-  get /metrics | grep -E '^spindle_[a-z_]*(page|fetched|offloaded|sparse|dram|host)[a-z_]*' | tr -d '\r' | tr '\n' ' '
+  get /metrics | grep -E '^spindle_[a-z_]*(page|fetched|offloaded|sparse|dram|host|preempt)[a-z_]*' | tr -d '\r' | tr '\n' ' '
 }
 
 for run in "$@"; do
@@ -72,6 +74,7 @@ for run in "$@"; do
     echo "== $name: exit code $code, $(echo "$start $end" | awk '{printf "%.1f", $2 - $1}') s"
     echo "before: $before"
     echo "after: $(measures)"
+    echo "the driver's count: $(sort -n "$folder/memory.txt" | tail -1) MiB at most since the start"
     tail -12 "$folder/$name.txt"
   } | tee -a "$folder/summary.txt"
 done

@@ -78,18 +78,28 @@ pub struct HomeDelta {
     pub row: RowId,
 }
 
-/// A lane gets other cache rows between two steps. Slot `j` is the frame of cache row `j`, for every layer and KV head.
+/// A lane gets other homes or cache rows between two steps. Slot `j` is the frame of cache row `j`, for every layer and
+/// KV head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheChange {
     /// Whose cache.
     pub lane: LaneId,
     /// Pages that are at home in another row from now on; their bytes are there already.
     pub moves: Vec<(usize, RowId)>,
+    /// Summary rows that are elsewhere from now on; their bytes are there already.
+    pub summary_moves: Vec<(usize, RowId)>,
     /// Slots that stay, from the first on. The youngest pages of each layer and head stay, which may have to move for
     /// it (`kv::bucketed_lru::shrink`).
     pub keep: usize,
     /// Rows that become slots behind them, with the page that each holds for every layer and head, if any.
     pub join: Vec<(RowId, Option<usize>)>,
+}
+
+impl CacheChange {
+    /// Nothing moves, and no slot stays.
+    pub fn of(lane: LaneId) -> Self {
+        CacheChange { lane, moves: Vec::new(), summary_moves: Vec::new(), keep: 0, join: Vec::new() }
+    }
 }
 
 /// A lane's row tables.

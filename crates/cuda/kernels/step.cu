@@ -132,10 +132,12 @@ extern "C" __global__ void begin_step(const __grid_constant__ Runtime rt, const 
     }
 }
 
-// Before begin_step, any grid: pages are at home in other rows, `moves` [count][lane, page, row, unused].
-extern "C" __global__ void move_homes(const __grid_constant__ Runtime rt, const int4* moves, int count) {
+// Before begin_step, any grid: pages and summaries are in other rows, `moves` [count][lane, place, row, 1 for the
+// summary table].
+extern "C" __global__ void move_rows(const __grid_constant__ Runtime rt, const int4* moves, int count) {
     for (int n = blockIdx.x * blockDim.x + threadIdx.x; n < count; n += gridDim.x * blockDim.x) {
-        rt.kv_rows[(size_t)moves[n].x * rt.max_pages + moves[n].y] = moves[n].z;
+        unsigned* table = moves[n].w ? rt.summary_rows : rt.kv_rows;
+        table[(size_t)moves[n].x * rt.max_pages + moves[n].y] = moves[n].z;
     }
 }
 

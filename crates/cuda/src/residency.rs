@@ -90,10 +90,10 @@ pub(crate) fn start_cache(rt: &CudaRuntime, lane: LaneId, rows: &[RowId]) {
 pub(crate) fn change_cache(rt: &CudaRuntime, change: &CacheChange) {
     // Rows that join may have been written aside.
     rt.join();
-    let CacheChange { lane, moves, keep, join } = change;
-    let moves: Vec<HomeDelta> =
-        moves.iter().map(|(page, row)| HomeDelta { lane: *lane, page: *page, row: *row }).collect();
-    move_homes(rt, &moves);
+    let CacheChange { lane, moves, summary_moves, keep, join } = change;
+    let word = |table: u32| move |&(at, row): &(usize, RowId)| [u32::from(lane.0), at as u32, row.0, table];
+    let moves = moves.iter().map(word(0)).chain(summary_moves.iter().map(word(1)));
+    move_rows(rt, &moves.collect::<Vec<_>>());
     let before = rt.slots.lock().expect("no op panicked").count(*lane);
     assert!(*keep <= before, "{lane} has {before} slots: {change:?}");
     if *keep < before {
@@ -129,10 +129,15 @@ fn set_slots(rt: &CudaRuntime, lane: LaneId, keep: usize, joins: &[(RowId, Optio
 
 /// Pages are at home in other rows from the next step on.
 pub(crate) fn move_homes(rt: &CudaRuntime, moves: &[HomeDelta]) {
+    let moves = moves.iter().map(|moved| [u32::from(moved.lane.0), moved.page as u32, moved.row.0, 0]);
+    move_rows(rt, &moves.collect::<Vec<_>>());
+}
+
+/// Places in lanes' tables get other rows: lane, place, row, and 1 for the summary table.
+fn move_rows(rt: &CudaRuntime, moves: &[[u32; 4]]) {
     for moves in moves.chunks(MOVES_MAX) {
-        let words = moves.iter().flat_map(|moved| [u32::from(moved.lane.0), moved.page as u32, moved.row.0, 0]);
-        let words = rt.upload(&words.collect::<Vec<_>>());
-        let how = Launch { kernel: "move_homes", grid: [8, 1, 1], threads: 256, shared: 0 };
+        let words = rt.upload(moves.as_flattened());
+        let how = Launch { kernel: "move_rows", grid: [8, 1, 1], threads: 256, shared: 0 };
         rt.run(how, &[arg(&rt.argument), arg(&words), arg(&(moves.len() as i32))]);
     }
 }

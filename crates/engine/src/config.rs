@@ -38,6 +38,8 @@ pub struct EngineConfig {
     pub decode_share: f64,
     /// Whether prompts that were read stay for prompts that begin alike, until others need their rows.
     pub prefix_cache: bool,
+    /// Tokens that a completion gets rows for at a time, where host memory has room to park its sequence.
+    pub horizon_tokens: usize,
     /// Seconds that a prefill unit should take: 0.050 on a CPU, 0.010 on a GPU.
     pub unit_seconds: f64,
     /// First guess of what prefill costs; corrected from what is measured.
@@ -58,6 +60,7 @@ impl EngineConfig {
             prefill_tokens: 32_768,
             decode_share: 0.5,
             prefix_cache: true,
+            horizon_tokens: 256,
             unit_seconds: 0.050,
             cost: CostModel::default(),
         }
@@ -65,7 +68,10 @@ impl EngineConfig {
 
     /// Panics on a value that its field's description excludes: the caller validates what people typed.
     pub(crate) fn check(&self) {
-        assert!(0 < self.max_lanes && 0 < self.max_model_len && 0 < self.prefill_tokens, "sizes are positive");
+        assert!(
+            0 < self.max_lanes && 0 < self.max_model_len && 0 < self.prefill_tokens && 0 < self.horizon_tokens,
+            "sizes are positive"
+        );
         assert!((0.0..=DECODE_SHARE_MAX).contains(&self.decode_share), "decode_share {} of 0..0.95", self.decode_share);
         assert!(0.0 < self.unit_seconds, "unit_seconds is positive");
     }

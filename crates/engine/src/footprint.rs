@@ -4,7 +4,7 @@
 use crate::RequestId;
 use crate::sequence::{Phase, Sequence};
 use backend::Retrieved;
-use kv::{HeldRows, Residence, SequenceId};
+use kv::{HeldRows, Presence, Residence, SequenceId};
 
 /// A sequence's rows, as of the last step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub enum Stage {
     Following,
     /// It decodes.
     Running,
+    /// It is in host memory, or on its way there or back, and goes on when there is room.
+    Parked,
     /// It is finished and keeps its rows.
     Held,
 }
@@ -51,6 +53,7 @@ impl Stage {
             Stage::Prefilling => "prefilling",
             Stage::Following => "following",
             Stage::Running => "running",
+            Stage::Parked => "parked",
             Stage::Held => "held",
         }
     }
@@ -62,6 +65,7 @@ impl Footprint {
         let stage = match sequence.phase {
             Phase::Prefilling(_) => Stage::Prefilling,
             Phase::Following => Stage::Following,
+            Phase::Running(_) if kv.presence() != Presence::Here => Stage::Parked,
             Phase::Running(_) => Stage::Running,
             Phase::Held => Stage::Held,
         };

@@ -46,6 +46,8 @@ pub struct Metrics {
     pub prefilling_sequences: usize,
     /// Sequences that decode.
     pub running_sequences: usize,
+    /// Sequences that were preempted: in host memory, or on their way there or back.
+    pub parked_sequences: usize,
     /// Finished sequences that keep their rows.
     pub held_sequences: usize,
     /// Lanes.
@@ -64,7 +66,7 @@ pub struct Metrics {
     pub cached_rows: usize,
     /// Places in KV row tables of sequences (shared rows count once a table).
     pub kv_table_rows: usize,
-    /// Places in summary row tables of sequences.
+    /// Places in summary row tables of sequences, in the pool.
     pub summary_table_rows: usize,
     /// Cache rows of sparsely resident sequences.
     pub cache_rows: usize,
@@ -78,7 +80,7 @@ pub struct Metrics {
     pub dram_free_rows: usize,
     /// Free rows of host memory that are promised to admitted sequences.
     pub dram_reserved_rows: usize,
-    /// Places of sequences' pages in host memory (shared rows count once a table).
+    /// Places of sequences' pages, and of parked summaries, in host memory (shared rows count once a table).
     pub dram_table_rows: usize,
     /// Bytes of one row.
     pub row_bytes: u64,
@@ -96,6 +98,8 @@ pub struct Metrics {
     pub page_misses_total: u64,
     /// Rows copied to host memory since the start.
     pub offloaded_rows_total: u64,
+    /// Times that a sequence was preempted: parked in host memory.
+    pub preemptions_total: u64,
     /// Sequences that became sparsely resident while they ran.
     pub made_sparse_total: u64,
     /// Tokens generated since the start.
@@ -135,6 +139,7 @@ impl Metrics {
             page_misses_total: totals.retrieved.misses,
             offloaded_rows_total: totals.offloaded_rows,
             made_sparse_total: totals.made_sparse,
+            preemptions_total: totals.preempted,
             decode_tokens_total: totals.decode_tokens,
             finished_requests_total: totals.finished,
             aborted_requests_total: totals.aborted,
@@ -147,6 +152,7 @@ impl Metrics {
             match footprint.stage {
                 Stage::Prefilling | Stage::Following => metrics.prefilling_sequences += 1,
                 Stage::Running => metrics.running_sequences += 1,
+                Stage::Parked => metrics.parked_sequences += 1,
                 Stage::Held => metrics.held_sequences += 1,
             }
             let HeldRows { kv, cache, summary, dram } = footprint.rows;

@@ -14,6 +14,8 @@ mod prefix;
 
 mod residency;
 
+mod preemption;
+
 mod unit;
 
 mod decode;
@@ -116,6 +118,7 @@ pub(crate) struct Totals {
     pub(crate) retrieved: Retrieved,
     pub(crate) offloaded_rows: u64,
     pub(crate) made_sparse: u64,
+    pub(crate) preempted: u64,
 }
 
 impl Scheduler {
@@ -152,8 +155,9 @@ impl Scheduler {
 
     /// Decides the next step: who is admitted, who decodes, and which parts of which prompts are prefilled.
     pub fn plan(&mut self) -> Plan {
-        self.admit_waiting();
         let mut plan = Plan { step: self.planned + 1, ..Plan::default() };
+        self.extend_open(&mut plan);
+        self.admit_waiting();
         self.change_residence(&mut plan);
         plan.decode = self.choose_lanes();
         self.open_passes();

@@ -31,6 +31,9 @@ pub(crate) struct Sequence {
     pub(crate) lane: Option<LaneId>,
     /// What its tokens must follow; until its end.
     pub(crate) constraint: Option<Constrained>,
+    /// Whether rows are promised to it only for a while, and not to its end: it is extended as it grows, and may be
+    /// parked in host memory.
+    pub(crate) open: bool,
     /// Where it is.
     pub(crate) phase: Phase,
 }

@@ -257,7 +257,7 @@ fn refill<T: Copy>(list: &mut Vec<T>, len: usize, value: T) {
 
 /// A page that changes its slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Move {
+pub struct SlotMove {
     /// Where it is: a slot that is dropped.
     pub from: u32,
     /// Where it goes: a slot that is kept.
@@ -277,7 +277,7 @@ pub struct Move {
 ///
 /// # Panics
 /// There are fewer than `kept` slots, or not one age a tag.
-pub fn shrink(tags: &mut [Tag], ages: &mut [u8], kept: usize) -> Vec<Move> {
+pub fn shrink(tags: &mut [Tag], ages: &mut [u8], kept: usize) -> Vec<SlotMove> {
     assert!(kept <= tags.len(), "{kept} of {} slots cannot be kept", tags.len());
     assert_eq!(tags.len(), ages.len(), "an age a slot");
     let mut survivors: Vec<usize> = (0..tags.len()).filter(|&slot| tags[slot] != Tag::EMPTY).collect();
@@ -286,9 +286,9 @@ pub fn shrink(tags: &mut [Tag], ages: &mut [u8], kept: usize) -> Vec<Move> {
     survivors.sort_unstable();
     let (stay, leave) = survivors.split_at(survivors.partition_point(|&slot| slot < kept));
     let free = (0..kept).filter(|slot| stay.binary_search(slot).is_err());
-    let moves: Vec<Move> =
-        leave.iter().zip(free).map(|(&from, to)| Move { from: from as u32, to: to as u32 }).collect();
-    for &Move { from, to } in &moves {
+    let moves: Vec<SlotMove> =
+        leave.iter().zip(free).map(|(&from, to)| SlotMove { from: from as u32, to: to as u32 }).collect();
+    for &SlotMove { from, to } in &moves {
         (tags[to as usize], ages[to as usize]) = (tags[from as usize], ages[from as usize]);
     }
     tags[kept..].fill(Tag::EMPTY);

@@ -25,6 +25,8 @@ pub mod sequence;
 
 pub mod residency;
 
+pub mod parking;
+
 pub mod kept_prefix;
 
 pub mod demand;
@@ -50,6 +52,7 @@ pub use demand::{Demand, RowCounts};
 pub use geometry::{Geometry, PAGE_TOKENS};
 pub use kept_prefix::KeptPrefix;
 pub use page_entry::PageEntry;
+pub use parking::{Moves, Presence};
 pub use promise::Promise;
 pub use residency::{Cache, Emptied, Residence};
 pub use row_table::RowTable;

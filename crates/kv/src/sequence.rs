@@ -96,9 +96,9 @@ pub struct SequenceKv {
     /// Pages in host memory and what is cached of them.
     pub(crate) cache: Cache,
     /// At most one per key; a decoding sequence fills the one of its own indexing.
-    summaries: Vec<Summary>,
+    pub(crate) summaries: Vec<Summary>,
     /// What decode keeps summarised; `None` for dense.
-    indexing: Option<Indexing>,
+    pub(crate) indexing: Option<Indexing>,
     /// Rows for what is still to come; set by `promise`, emptied by `settle`.
     pub(crate) promise: Promise,
 }
@@ -201,12 +201,12 @@ impl SequenceKv {
 
     /// Rows by what they are for.
     pub fn rows_by_kind(&self) -> HeldRows {
-        let dram = self.kv.in_dram();
+        let summaries = || self.summaries.iter().map(|summary| &summary.table);
         HeldRows {
-            kv: self.kv.len() - dram,
+            kv: self.kv.len() - self.kv.in_dram(),
             cache: self.cache.slots().len(),
-            summary: self.summaries.iter().map(|summary| summary.table.len()).sum(),
-            dram: dram + self.cache.prepared(),
+            summary: summaries().map(|table| table.len() - table.in_dram()).sum(),
+            dram: self.kv.in_dram() + summaries().map(RowTable::in_dram).sum::<usize>() + self.cache.prepared(),
         }
     }
 
@@ -383,9 +383,9 @@ pub struct HeldRows {
     pub kv: usize,
     /// Cache rows.
     pub cache: usize,
-    /// Summaries.
+    /// Summaries in the pool.
     pub summary: usize,
-    /// Pages in host memory.
+    /// What is in host memory: pages, and summaries of a sequence that is parked.
     pub dram: usize,
 }
 

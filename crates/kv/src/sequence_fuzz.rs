@@ -5,8 +5,8 @@
 
 use crate::noise::Noise;
 use crate::{
-    Demand, Growth, Indexing, KeptPrefix, PAGE_TOKENS, Promise, Residence, RowCopies, RowId, Rows, Selection,
-    SequenceKv, SummaryKey, Tier, Tiers,
+    Demand, Growth, Indexing, KeptPrefix, PAGE_TOKENS, Presence, Promise, Residence, RowCopies, RowCounts, RowId, Rows,
+    Selection, SequenceKv, SummaryKey, Tier, Tiers,
 };
 use std::collections::BTreeMap;
 
@@ -57,8 +57,8 @@ fn write(cells: &mut Cells, rows: &[RowId], row_tokens: usize, position: usize, 
 }
 
 fn verify(cells: &Cells, naive: &Naive, seed: u64) {
-    let in_dram = naive.kv.kv_rows().iter().filter(|row| row.tier() == Tier::Dram).count();
-    assert_eq!(naive.kv.rows_by_kind().dram - naive.kv.cache().prepared(), in_dram, "seed {seed}: pages by tier");
+    let in_dram = naive.kv.held_rows().filter(|row| row.tier() == Tier::Dram).count();
+    assert_eq!(naive.kv.rows_by_kind().dram, in_dram, "seed {seed}: rows by tier");
     for (position, &tag) in naive.history.iter().enumerate() {
         let row = naive.kv.kv_rows()[position / PAGE_TOKENS];
         assert_eq!(cells[&row][position % PAGE_TOKENS], tag, "seed {seed}: K and V of position {position}");
@@ -132,7 +132,7 @@ fn copy(cells: &mut Cells, copies: RowCopies) {
     }
 }
 
-fn reserve(tiers: &mut Tiers, wanted: crate::RowCounts) -> Option<Promise> {
+fn reserve(tiers: &mut Tiers, wanted: RowCounts) -> Option<Promise> {
     let mut pool = tiers.pool.reserve(wanted.pool()).ok()?;
     let Ok(mut dram) = tiers.dram.reserve(wanted.dram) else {
         tiers.pool.give_back(pool);
@@ -248,6 +248,9 @@ fn check(tiers: &Tiers, live: &[Naive], kept: &[Kept]) -> Result<(), String> {
 /// A fully resident sequence gives its rows up, bit by bit; a sparsely resident one gets other slots.
 fn change_residence(noise: &mut Noise, cells: &mut Cells, tiers: &mut Tiers, naive: &mut Naive) {
     let Some(indexing) = naive.kv.indexing() else { return };
+    if naive.kv.presence() != Presence::Here {
+        return;
+    }
     if naive.kv.residence() == Residence::Sparse {
         if noise.below(2) == 0 {
             let rows = noise.below(8).min(tiers.pool.available());
@@ -259,15 +262,15 @@ fn change_residence(noise: &mut Noise, cells: &mut Cells, tiers: &mut Tiers, nai
         return;
     }
     let selection = indexing.selection;
-    if naive.kv.cache().prepared() == 0 && naive.kv.promised().dram.rows() == 0 {
+    if naive.kv.cache().prepared() == 0 {
         let pages = selection.cached_end(naive.end.max(naive.kv.len() + 1)) - selection.sink_pages();
-        let Ok(rows) = tiers.dram.reserve(pages) else { return };
-        naive.kv.promise_dram(rows);
+        let Ok(rows) = tiers.dram.reserve(pages.saturating_sub(naive.kv.promised().dram.rows())) else { return };
+        naive.kv.extend(Promise { dram: rows, ..Promise::default() });
     }
     let copies = naive.kv.offload(noise.below(12), tiers);
     copy(cells, copies);
     match noise.below(4) {
-        0 => naive.kv.forget_offloaded(tiers),
+        0 => naive.kv.forget_offloaded(0, tiers),
         1 if naive.kv.pages_to_offload() == 0 && naive.kv.selects() => {
             let emptied = naive.kv.make_sparse(noise.below(20), tiers);
             for (row, page) in emptied.slots {
@@ -278,6 +281,48 @@ fn change_residence(noise: &mut Noise, cells: &mut Cells, tiers: &mut Tiers, nai
     }
 }
 
+/// A fully resident sequence leaves the pool and comes back, bit by bit, and may turn round on the way.
+fn change_presence(noise: &mut Noise, cells: &mut Cells, tiers: &mut Tiers, naive: &mut Naive) {
+    if naive.kv.residence() == Residence::Sparse || 1 < naive.kv.summaries().len() {
+        return;
+    }
+    let rows = 1 + noise.below(12);
+    let leaves = match naive.kv.presence() {
+        Presence::Here => {
+            let places = naive.kv.promised().dram.rows() + naive.kv.cache().prepared();
+            let Ok(dram) = tiers.dram.reserve(naive.kv.rows_to_park().saturating_sub(places)) else { return };
+            naive.kv.extend(Promise { dram, ..Promise::default() });
+            true
+        }
+        Presence::Away => {
+            come_back(tiers, naive);
+            if naive.kv.presence() == Presence::Away {
+                return;
+            }
+            false
+        }
+        Presence::Leaving => true,
+        Presence::Returning => noise.below(4) == 0,
+    };
+    let moves = if leaves { naive.kv.park(rows, tiers) } else { naive.kv.unpark(rows, tiers) };
+    assert!(moves.copies.len() <= rows, "no more rows move than are asked for");
+    for (at, row) in moves.kv {
+        assert_eq!(naive.kv.kv_rows()[at], row);
+    }
+    for (at, row) in moves.summary {
+        assert_eq!(naive.kv.decode_summary_rows()[at], row);
+    }
+    copy(cells, moves.copies);
+}
+
+/// Rows of the pool to its end are promised to one that is away, if there are so many.
+fn come_back(tiers: &mut Tiers, naive: &mut Naive) {
+    let missing = RowCounts { dram: 0, ..naive.kv.missing(naive.end.max(naive.kv.len())) };
+    if let Some(promise) = reserve(tiers, missing) {
+        naive.kv.extend(promise);
+    }
+}
+
 fn run(seed: u64) {
     let mut noise = Noise(seed);
     let total = 40 + noise.below(400);
@@ -285,9 +330,9 @@ fn run(seed: u64) {
     let (mut live, mut kept): (Vec<Naive>, Vec<Kept>) = Default::default();
     for _ in 0..120 {
         let at = noise.below(live.len().max(1));
-        match noise.below(14) {
+        match noise.below(16) {
             0 => live.extend(begin(&mut noise, &mut cells, &mut tiers, Origin::Nothing, &mut tag)),
-            1 if at < live.len() => {
+            1 if at < live.len() && live[at].kv.presence() == Presence::Here => {
                 let mut parent = live.swap_remove(at);
                 live.extend(begin(&mut noise, &mut cells, &mut tiers, Origin::Parent(&mut parent), &mut tag));
                 live.push(parent);
@@ -299,12 +344,14 @@ fn run(seed: u64) {
             5 | 6 => change_kept(&mut noise, &mut tiers.pool, &live, &mut kept),
             2 if at < live.len() => live.swap_remove(at).kv.release(&mut tiers),
             7 | 8 if at < live.len() => change_residence(&mut noise, &mut cells, &mut tiers, &mut live[at]),
-            3 if at < live.len() => {
+            14 | 15 if at < live.len() => change_presence(&mut noise, &mut cells, &mut tiers, &mut live[at]),
+            3 if at < live.len() && live[at].kv.presence() == Presence::Here => {
                 live[at].kv.settle(&mut tiers);
                 live[at].end = 0;
             }
             _ => {
-                for naive in live.iter_mut().filter(|naive| naive.kv.len() < naive.end) {
+                let here = |naive: &&mut Naive| naive.kv.presence() == Presence::Here;
+                for naive in live.iter_mut().filter(here).filter(|naive| naive.kv.len() < naive.end) {
                     decode(&mut cells, &mut tiers, naive, &mut tag);
                 }
             }
@@ -313,8 +360,19 @@ fn run(seed: u64) {
         kept.iter().for_each(|kept| verify_kept(&cells, kept, seed));
         check(&tiers, &live, &kept).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
     }
-    // Every promise is enough for its sequence's end: `append` would have panicked otherwise.
+    // Every promise is enough for its sequence's end: `append` would have panicked otherwise. Who is away comes back
+    // when all others have ended.
+    live.sort_by_key(|naive| naive.kv.presence() != Presence::Here);
+    for naive in live.iter_mut().filter(|naive| naive.kv.presence() != Presence::Here) {
+        copy(&mut cells, naive.kv.park(usize::MAX, &mut tiers).copies);
+    }
     for mut naive in live {
+        if naive.kv.presence() != Presence::Here {
+            kept.drain(..).for_each(|(prefix, _)| prefix.release(&mut tiers.pool));
+            come_back(&mut tiers, &mut naive);
+            copy(&mut cells, naive.kv.unpark(usize::MAX, &mut tiers).copies);
+            verify(&cells, &naive, seed);
+        }
         while naive.kv.len() < naive.end {
             decode(&mut cells, &mut tiers, &mut naive, &mut tag);
         }

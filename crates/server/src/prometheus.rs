@@ -84,7 +84,11 @@ fn residency(page: &mut Page, app: &App) {
     page.gauge("spindle_host_rows_free", "Rows of host memory without content.", engine.dram_free_rows);
     let help = "Free rows of host memory that are promised to admitted sequences.";
     page.gauge("spindle_host_rows_reserved", help, engine.dram_reserved_rows);
-    page.gauge("spindle_host_rows_pages", "Places of sequences' pages in host memory.", engine.dram_table_rows);
+    page.gauge(
+        "spindle_host_rows_pages",
+        "Places of sequences' pages, and of parked summaries, in host memory.",
+        engine.dram_table_rows,
+    );
     let name = "spindle_slots_per_selected_page";
     let help =
         "Slots that sparsely resident sequences have for each page that a step selects, among those that decode.";
@@ -102,6 +106,9 @@ fn residency(page: &mut Page, app: &App) {
     let (rows, bytes) = (engine.offloaded_rows_total, engine.offloaded_rows_total * engine.row_bytes);
     page.counter("spindle_offloaded_rows_total", "Rows copied from the pool to host memory.", rows);
     page.counter("spindle_offloaded_bytes_total", "Bytes copied from the pool to host memory.", bytes);
+    page.gauge("spindle_sequences_parked", "Sequences that were preempted and wait.", engine.parked_sequences);
+    let help = "Times that a sequence was preempted: parked in host memory so that an older one had room.";
+    page.counter("spindle_preemptions_total", help, engine.preemptions_total);
     let help = "Sequences that became sparsely resident while they ran, so that others had room.";
     page.counter("spindle_sequences_made_sparse_total", help, engine.made_sparse_total);
 }
@@ -119,7 +126,7 @@ fn vllm(page: &mut Page, app: &App) {
     page.counter("vllm:prefix_cache_hits_total", "Prompt tokens that came from the prefix cache.", hit);
     page.counter("vllm:prompt_tokens_total", "Prompt tokens read.", engine.prefill_tokens_total);
     page.counter("vllm:generation_tokens_total", "Tokens generated.", engine.decode_tokens_total);
-    page.counter("vllm:num_preemptions_total", "Preemptions; sequences run to their end here.", 0);
+    page.counter("vllm:num_preemptions_total", "Preemptions; nothing is computed twice.", engine.preemptions_total);
     let name = "vllm:request_success_total";
     let _ = writeln!(page.out, "# HELP {name} Completions by how they ended.\n# TYPE {name} counter");
     for (reason, count) in FINISHED.iter().zip(own.finished()) {

@@ -31,6 +31,8 @@ pub struct RigOptions {
     pub dram_rows: usize,
     /// Which cached pages go first.
     pub eviction: Eviction,
+    /// Tokens that a completion gets rows for at a time.
+    pub horizon_tokens: usize,
     /// Seconds of a prefill unit.
     pub unit_seconds: f64,
     /// Share of decode while prompts are read.
@@ -44,7 +46,17 @@ impl RigOptions {
         let pool_rows = (lanes + 1) * (kv::geometry::pages(max_tokens) * 5 / 4 + 8);
         let (cpu, cost) = (CpuOptions::default(), CostModel::conservative);
         let eviction = Eviction::default();
-        RigOptions { cpu, cost, limits, pool_rows, dram_rows: 0, eviction, unit_seconds: 0.05, decode_share: 0.5 }
+        RigOptions {
+            cpu,
+            cost,
+            limits,
+            pool_rows,
+            dram_rows: 0,
+            eviction,
+            horizon_tokens: 256,
+            unit_seconds: 0.05,
+            decode_share: 0.5,
+        }
     }
 
     /// The same for a GPU.
@@ -94,6 +106,7 @@ impl Rig {
         let engine_config = EngineConfig {
             max_lanes: limits.max_lanes,
             prefill_tokens: limits.prefill_tokens,
+            horizon_tokens: options.horizon_tokens,
             unit_seconds: options.unit_seconds,
             decode_share: options.decode_share,
             dram_rows,

@@ -223,6 +223,9 @@ pub(super) fn change_cache(rt: &CpuRuntime, change: &CacheChange) {
     for (page, row) in &change.moves {
         lane.kv_rows[*page] = *row;
     }
+    for (at, row) in &change.summary_moves {
+        lane.summary_rows[*at] = *row;
+    }
     if change.keep < lane.cache_rows.len() {
         shrink(rt, &lane.cache_rows, change.keep);
         lane.cache_rows.truncate(change.keep);

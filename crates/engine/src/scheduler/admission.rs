@@ -11,7 +11,9 @@ use crate::sequence::{Phase, Sequence};
 use crate::{EngineConfig, PROMPT_LOGPROBS_MAX};
 use backend::AlgorithmId;
 use kv::budget::{self, BETA_FLOOR, Room, Wish};
-use kv::{Demand, Indexing, LaneId, Promise, Reservation, Residence, SequenceId, SequenceKv, SummaryKey, TokenId};
+use kv::{
+    Demand, Indexing, LaneId, Promise, Reservation, Residence, RowCounts, SequenceId, SequenceKv, SummaryKey, TokenId,
+};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -23,6 +25,9 @@ struct Needs {
     parent_rows: usize,
     /// Pages that the steps of all choices select at most; none where nothing is decoded.
     selected: usize,
+    /// Rows of host memory that each choice is parked in, should it have to be; none where rows are reserved to the
+    /// end.
+    places: usize,
 }
 
 /// Rows reserved for a whole request.
@@ -38,6 +43,11 @@ impl Needs {
     /// Rows of the pool, without cache rows.
     fn rows(&self) -> usize {
         self.demand.total().pool() + self.parent_rows
+    }
+
+    /// What one of the choices is promised.
+    fn promise(&self, counts: RowCounts) -> RowCounts {
+        RowCounts { dram: counts.dram + self.places, ..counts }
     }
 
     /// Rows of the pool with the fewest cache rows.
@@ -66,6 +76,10 @@ impl Scheduler {
             if self.lanes_free() < lanes(&request) || self.parent_is_busy(&request) || self.makes_room() {
                 return;
             }
+            // Those that run come first, and what is held may never come back.
+            if self.is_short() || request.hold && self.sequences.values().any(|sequence| sequence.open) {
+                return;
+            }
             // Shared first, so that making room leaves these rows alone.
             let shared = self.share_prefix(&request);
             let Some((reserved, sequence)) = self.reserve_sequence(&request, shared) else { return };
@@ -92,11 +106,17 @@ impl Scheduler {
 
     /// The rows of a request, or room is being made for them, or it has to wait.
     fn reserve_rows(&mut self, request: &Request, shared: &SequenceKv) -> Option<Reserved> {
-        let needs = self.needs(request, Some(shared), Residence::Full);
-        if let Ok(pool) = self.prefixes.reserve(needs.rows(), &mut self.tiers.pool) {
-            return Some(Reserved { needs, pool, dram: Reservation::default(), slots: 0 });
+        let (full, places) = self.full_needs(request, shared);
+        if let Ok(pool) = self.prefixes.reserve(full.rows(), &mut self.tiers.pool) {
+            return Some(Reserved { needs: full, pool, dram: places, slots: 0 });
         }
-        let (needs, dram) = self.sparse_needs(request, shared, &needs).unwrap_or((needs, Reservation::default()));
+        let (needs, dram) = match self.sparse_needs(request, shared, &full) {
+            Some(sparse) => {
+                self.tiers.dram.give_back(places);
+                sparse
+            }
+            None => (full, places),
+        };
         let (ids, stakes) = self.stakes();
         let free = self.tiers.pool.available() + self.tiers.pool.spare();
         match budget::make_room(free, needs.wish(), &stakes) {
@@ -111,6 +131,24 @@ impl Scheduler {
         }
         self.tiers.dram.give_back(dram);
         None
+    }
+
+    /// What a request needs with all of its pages in the pool: for a while, where host memory has room to park it, and
+    /// to its end otherwise.
+    fn full_needs(&mut self, request: &Request, shared: &SequenceKv) -> (Needs, Reservation) {
+        let to_end = self.needs(request, Some(shared), Residence::Full);
+        let end = to_end.demand.start + self.config.horizon_tokens;
+        // Alone it has to fit to its end: only then does the oldest one always get there.
+        let fits = || self.needs(request, None, Residence::Full).rows() <= self.config.pool_rows;
+        if to_end.demand.end <= end || !self.may_be_open(request) || !fits() {
+            return (to_end, Reservation::default());
+        }
+        let demand = Demand { end, ..to_end.demand.clone() };
+        let places = kv::geometry::pages(end) + demand.indexing.map_or(0, |indexing| indexing.rows(end));
+        match self.tiers.dram.reserve(demand.choices * places) {
+            Ok(dram) => (Needs { demand, places, ..to_end }, dram),
+            Err(_) => (to_end, Reservation::default()),
+        }
     }
 
     /// What a request needs with its pages in host memory, and its rows there: where that takes fewer rows of the pool,
@@ -310,7 +348,7 @@ impl Scheduler {
         let parent_rows =
             parent.map_or(0, |part| self.sequences[&part.parent].kv.missing_summary_rows(prefix, &part.indexing));
         let selected = if request.decodes() { request.choices * demand.selected_most() } else { 0 };
-        Needs { demand, parent, parent_rows, selected }
+        Needs { demand, parent, parent_rows, selected, places: 0 }
     }
 
     /// Whether the summaries that a fork needs are being made for another one: it shares them when they are there.
@@ -345,11 +383,11 @@ impl Scheduler {
             self.totals.prefix_hits += shared.len() as u64;
         }
         let residence = needs.demand.residence;
-        shared.promise(Promise::split(&mut pool, &mut dram, needs.demand.first(), slots), residence);
+        shared.promise(Promise::split(&mut pool, &mut dram, needs.promise(needs.demand.first()), slots), residence);
         self.add_sequence(id, request, 0, &needs, shared, Phase::Prefilling(prefill));
         for choice in 1..request.choices as u32 {
             let mut kv = SequenceKv::new(residence, needs.demand.indexing);
-            kv.promise(Promise::split(&mut pool, &mut dram, needs.demand.further(), slots), residence);
+            kv.promise(Promise::split(&mut pool, &mut dram, needs.promise(needs.demand.further()), slots), residence);
             self.add_sequence(id, request, choice, &needs, kv, Phase::Following);
         }
         self.tiers.pool.give_back(pool);
@@ -388,6 +426,7 @@ impl Scheduler {
             kv,
             lane,
             constraint,
+            open: 0 < needs.places,
             phase,
         };
         self.sequences.insert(id, sequence);

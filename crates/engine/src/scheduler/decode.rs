@@ -18,6 +18,9 @@ impl Scheduler {
             let Some(running) = sequence.running().filter(|running| running.planned < running.outputs_max) else {
                 continue;
             };
+            if !sequence.kv.can_append() {
+                continue;
+            }
             let request = self.request_of(id);
             let forced = forced_output(&request, running.planned);
             let Leave::Go(mask) = leave(sequence, running, forced) else { continue };

@@ -15,7 +15,7 @@ use crate::plan::{Act, Piece, Plan};
 use crate::sequence::{Phase, Sequence};
 use backend::CacheChange;
 use kv::budget::{self, Change, Holds, Stake};
-use kv::{PAGE_TOKENS, Residence, RowId, SequenceId};
+use kv::{PAGE_TOKENS, Presence, Promise, Residence, RowCounts, RowId, SequenceId, geometry};
 
 /// Of the pool's rows, this share stays free when sequences grow: the next request finds some.
 const FREE_SHARE: usize = 16;
@@ -44,7 +44,7 @@ impl Scheduler {
     pub(super) fn stakes(&self) -> (Vec<SequenceId>, Vec<Stake>) {
         let mut dram = self.tiers.dram.available();
         let mut stake = |sequence: &Sequence| {
-            if !decodes(sequence) {
+            if !decodes(sequence) || sequence.kv.presence() != Presence::Here {
                 return (sequence.id, Stake { selected: 0, most: 0, holds: Holds::Fixed });
             }
             let selected = self.selected_most(sequence);
@@ -53,10 +53,11 @@ impl Scheduler {
                 (Phase::Running(_), Residence::Full)
                     if sequence.kv.selects() && !self.requests[&sequence.request].request.measure_mass =>
                 {
-                    let wanted = self.dram_to_end(sequence);
-                    if wanted <= dram {
-                        dram -= wanted;
-                        Holds::Everything { rows: sequence.kv.rows_to_empty(&self.tiers) }
+                    let missing = self.missing_sparse(sequence);
+                    if missing.dram <= dram {
+                        dram -= missing.dram;
+                        let rows = sequence.kv.rows_to_empty(&self.tiers).saturating_sub(missing.pool());
+                        Holds::Everything { rows }
                     } else {
                         Holds::Fixed
                     }
@@ -73,9 +74,11 @@ impl Scheduler {
         for Change { stake, slots } in changes {
             let id = ids[stake];
             if self.sequences[&id].kv.residence() == Residence::Full {
-                let wanted = self.dram_to_end(&self.sequences[&id]);
-                let promise = self.tiers.dram.reserve(wanted).expect("`stakes` counted host memory");
-                self.sequences.get_mut(&id).expect("it has a stake").kv.promise_dram(promise);
+                let sequence = &self.sequences[&id];
+                let dram =
+                    self.tiers.dram.reserve(self.missing_sparse(sequence).dram).expect("`stakes` counted host memory");
+                let more = Promise { dram, ..Promise::default() };
+                self.sequences.get_mut(&id).expect("it has a stake").kv.extend(more);
             }
             self.changing.push_back((id, slots));
         }
@@ -83,12 +86,11 @@ impl Scheduler {
 
     /// Moves what is to move, as far as a unit's time goes, and lets sequences grow where nobody waits.
     pub(super) fn change_residence(&mut self, plan: &mut Plan) {
-        if self.waiting.is_empty() {
+        if !self.wants_room() {
             self.forget_changes();
         }
         self.makes_room();
-        let debt = self.decode_debt_seconds + self.debts_in_flight.iter().sum::<f64>();
-        let owed = self.sequences.values().any(decodes) && 0.0 < debt;
+        let owed = self.owes_decode();
         while let Some(&(id, slots)) = self.changing.front() {
             if self.sequences[&id].kv.residence() == Residence::Full {
                 if owed || !self.offload(id, plan) {
@@ -100,9 +102,20 @@ impl Scheduler {
             }
             self.changing.pop_front();
         }
-        if self.waiting.is_empty() {
+        if !self.wants_room() {
             self.grow_caches(plan);
         }
+    }
+
+    /// Whether somebody waits for rows.
+    fn wants_room(&self) -> bool {
+        !self.waiting.is_empty() || self.is_short()
+    }
+
+    /// Whether decode steps, of which there are some, are to go first.
+    pub(super) fn owes_decode(&self) -> bool {
+        let debt = self.decode_debt_seconds + self.debts_in_flight.iter().sum::<f64>();
+        0.0 < debt && self.sequences.values().any(|sequence| decodes(sequence) && sequence.kv.can_append())
     }
 
     /// Nobody waits any more: who was to make room keeps its rows.
@@ -111,7 +124,8 @@ impl Scheduler {
             if let Some(sequence) = self.sequences.get_mut(&id)
                 && sequence.kv.residence() == Residence::Full
             {
-                sequence.kv.forget_offloaded(&mut self.tiers);
+                let places = if sequence.open { sequence.kv.rows_to_park() } else { 0 };
+                sequence.kv.forget_offloaded(places, &mut self.tiers);
             }
         }
     }
@@ -119,18 +133,31 @@ impl Scheduler {
     /// Copies pages to host memory until the unit is full; tells whether all of them are there.
     fn offload(&mut self, id: SequenceId, plan: &mut Plan) -> bool {
         let left = self.sequences[&id].kv.pages_to_offload();
-        let work = |pages: usize| Work { link: (pages * PAGE_TOKENS * self.layers) as f64, ..Work::default() };
-        let per_page = self.cost.seconds(&work(1)).max(f64::MIN_POSITIVE);
-        let room = ((self.config.unit_seconds - plan.unit_seconds) / per_page) as usize;
-        let pages = left.min(room.max(1));
+        let pages = left.min(self.rows_per_unit(plan));
         if 0 < pages {
-            plan.work = plan.work.plus(work(pages));
-            plan.unit_seconds += per_page * pages as f64;
+            self.count_copies(pages, plan);
             let copies = self.sequences.get_mut(&id).expect("it changes").kv.offload(pages, &mut self.tiers);
             self.totals.offloaded_rows += copies.len() as u64;
             copy_act(id, copies, plan);
         }
         pages == left
+    }
+
+    /// Rows that can be copied over the link in what is left of a unit's time, one at least.
+    pub(super) fn rows_per_unit(&self, plan: &Plan) -> usize {
+        let per_row = self.cost.seconds(&self.copy_work(1)).max(f64::MIN_POSITIVE);
+        (((self.config.unit_seconds - plan.unit_seconds) / per_row) as usize).max(1)
+    }
+
+    /// The plan copies so many rows over the link.
+    pub(super) fn count_copies(&self, rows: usize, plan: &mut Plan) {
+        let work = self.copy_work(rows);
+        plan.unit_seconds += self.cost.seconds(&work);
+        plan.work = plan.work.plus(work);
+    }
+
+    fn copy_work(&self, rows: usize) -> Work {
+        Work { link: (rows * PAGE_TOKENS * self.layers) as f64, ..Work::default() }
     }
 
     fn make_sparse(&mut self, id: SequenceId, slots: usize, plan: &mut Plan) {
@@ -143,14 +170,15 @@ impl Scheduler {
         let missing = missing.expect("its rows came back, or are spare");
         join.extend(kv.grow_cache(missing, &mut self.tiers).into_iter().map(|row| (row, None)));
         self.totals.made_sparse += 1;
+        self.reserve_to_end(id);
         let moves = emptied.moves.iter().map(|page| (page.page, page.target)).collect();
-        self.push_change(id, moves, 0, join, plan);
+        self.push_change(id, CacheChange { moves, join, ..CacheChange::of(self.lane_of(id)) }, plan);
     }
 
     fn cut_cache(&mut self, id: SequenceId, slots: usize, plan: &mut Plan) {
         let kv = &mut self.sequences.get_mut(&id).expect("it changes").kv;
         kv.cut_cache(slots, &mut self.tiers);
-        self.push_change(id, Vec::new(), slots, Vec::new(), plan);
+        self.push_change(id, CacheChange { keep: slots, ..CacheChange::of(self.lane_of(id)) }, plan);
     }
 
     /// Rows that nobody waits for go to those whose caches are smallest for what they select.
@@ -175,20 +203,40 @@ impl Scheduler {
             let before = kv.cache().slots().len();
             let rows = self.tiers.pool.reserve(slots - before).expect("`grow` gives what is free");
             let join = kv.grow_cache(rows, &mut self.tiers).into_iter().map(|row| (row, None)).collect();
-            self.push_change(id, Vec::new(), before, join, plan);
+            self.push_change(id, CacheChange { keep: before, join, ..CacheChange::of(self.lane_of(id)) }, plan);
         }
     }
 
-    fn push_change(
-        &self,
-        id: SequenceId,
-        moves: Vec<(usize, RowId)>,
-        keep: usize,
-        join: Vec<(RowId, Option<usize>)>,
-        plan: &mut Plan,
-    ) {
-        let lane = self.sequences[&id].lane.expect("what runs has a lane");
-        plan.pieces.push(Piece { sequence: id, act: Act::Cache(Box::new(CacheChange { lane, moves, keep, join })) });
+    pub(super) fn push_change(&self, id: SequenceId, change: CacheChange, plan: &mut Plan) {
+        plan.pieces.push(Piece { sequence: id, act: Act::Cache(Box::new(change)) });
+    }
+
+    /// A sparsely resident sequence has rows to its end: its summaries', and its pages' in host memory.
+    fn reserve_to_end(&mut self, id: SequenceId) {
+        let sequence = &self.sequences[&id];
+        let missing = self.missing_sparse(sequence);
+        let dram = self.dram_to_end(sequence).saturating_sub(sequence.kv.rows_by_kind().dram);
+        let pool = self.prefixes.reserve(missing.pool(), &mut self.tiers.pool);
+        let mut pool = pool.expect("its rows came back, or are spare");
+        let (kv, summary) = (pool.split(missing.kv), pool);
+        let sequence = self.sequences.get_mut(&id).expect("it changes");
+        sequence.kv.extend(Promise { kv, summary, ..Promise::default() });
+        sequence.kv.keep_dram(dram, &mut self.tiers);
+        sequence.open = false;
+    }
+
+    /// Rows that a fully resident sequence lacks to its end once it is sparsely resident: those of a tail, of summaries
+    /// and in host memory.
+    fn missing_sparse(&self, sequence: &Sequence) -> RowCounts {
+        let (kv, end) = (&sequence.kv, self.end_of(sequence));
+        let Some(indexing) = kv.indexing() else { return RowCounts::default() };
+        let to_come = geometry::pages(end).saturating_sub(kv.kv_rows().len());
+        let tail = indexing.selection.tail_pages_most().min(to_come);
+        RowCounts {
+            kv: tail.saturating_sub(kv.promised().kv.rows()),
+            summary: kv.missing(end).summary,
+            dram: self.dram_to_end(sequence).saturating_sub(kv.rows_by_kind().dram + kv.promised().dram.rows()),
+        }
     }
 
     /// The most pages that one of a sequence's steps selects.
@@ -205,13 +253,13 @@ impl Scheduler {
     }
 
     /// The most tokens that a sequence's rows will hold, as admission counted them.
-    fn end_of(&self, sequence: &Sequence) -> usize {
+    pub(super) fn end_of(&self, sequence: &Sequence) -> usize {
         let Some(group) = self.requests.get(&sequence.request) else { return sequence.kv.len() };
         sequence.prompt_tokens + self.completion_max(&group.request) + 1
     }
 }
 
 /// Whether a sequence runs on a lane; one that only reads its prompt never has one.
-fn decodes(sequence: &Sequence) -> bool {
+pub(super) fn decodes(sequence: &Sequence) -> bool {
     sequence.running().is_some() && sequence.lane.is_some()
 }

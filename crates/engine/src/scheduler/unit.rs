@@ -33,8 +33,7 @@ impl Scheduler {
 
     /// Fills the step's unit, if decode is owed nothing.
     pub(super) fn fill_unit(&mut self, plan: &mut Plan) {
-        let debt = self.decode_debt_seconds + self.debts_in_flight.iter().sum::<f64>();
-        if plan.decode.is_some() && 0.0 < debt {
+        if plan.decode.is_some() && self.owes_decode() {
             return;
         }
         let (unit, mut used) = (self.config.unit_seconds, plan.unit_seconds);
@@ -272,7 +271,7 @@ impl Scheduler {
         self.requests[&self.sequences[&id].request].alive.clone()
     }
 
-    fn lane_of(&self, id: SequenceId) -> LaneId {
+    pub(super) fn lane_of(&self, id: SequenceId) -> LaneId {
         self.sequences[&id].lane.expect("a sequence that decodes has a lane from its admission on")
     }
 

@@ -38,6 +38,7 @@ pub(crate) async fn live(State(app): State<Arc<App>>) -> impl IntoResponse {
         "default": app.config.specs.all()[app.config.default_attention].name,
         "lanes": engine.lanes, "lanes_free": engine.lanes_free, "waiting": engine.waiting_requests,
         "prefilling": engine.prefilling_sequences, "running": engine.running_sequences,
+        "parked": engine.parked_sequences, "preemptions_total": engine.preemptions_total,
         "rows": {
             "pool": engine.pool_rows, "free": engine.free_rows, "reserved": engine.reserved_rows,
             "kv": engine.kv_table_rows, "slots": engine.cache_rows, "summary": engine.summary_table_rows,

@@ -1,6 +1,7 @@
 //! The engine with less room than its sequences take: the same tokens, up to choices that rounding decides.
 
 use crate::arguments::Arguments;
+use backend::Backend;
 use kv::Selection;
 use model::ModelSource;
 use testing::golden_run::MARGIN;
@@ -23,6 +24,28 @@ fn low_limits(selection: &mut Selection) {
     selection.min_context = 0;
     selection.floor_tokens = 64;
     selection.budget = 0.03;
+}
+
+/// Who is parked in host memory while an older one gets its rows goes on where it was.
+fn preempted(backend: &dyn Backend, comparison: &mut Comparison) -> String {
+    let opened = model::open(&ModelSource::Bundled).expect("it opens");
+    let answers = |pool_rows, dram_rows| {
+        let options = RigOptions { pool_rows, dram_rows, horizon_tokens: 32, ..RigOptions::new(4, 3000).on_gpu() };
+        let rig = Rig::start_on(backend, &opened, None, options);
+        let of = |context: usize| {
+            let mut request = request(document_and_question(context, 3), rig.attention("dense", low_limits), 500);
+            (request.cache, request.sampling.repetition_penalty) = (false, 1.1);
+            request
+        };
+        let handles = [1500, 900, 2100, 600].map(|context| rig.engine.submit(of(context)).expect("it is taken"));
+        (handles.map(choices), rig.engine.metrics().preemptions_total)
+    };
+    let ((want, _), (got, preemptions)) = (answers(2000, 0), answers(720, 3000));
+    assert!(0 < preemptions, "there is no room for all of them");
+    for (at, (want, got)) in want.iter().zip(&got).enumerate() {
+        comparison.add(format!("dense answer {at}, preempted"), want, got);
+    }
+    format!("{preemptions} preemptions")
 }
 
 /// With a pool for all of them, for half of them, and for little more than the largest one's working set.
@@ -52,6 +75,7 @@ pub(crate) fn check(arguments: &Arguments) -> String {
         assert!(0 < metrics.page_hits_total && 0 < metrics.page_misses_total, "{metrics:?}");
         fetched.push(format!("{} hits {} misses", metrics.page_hits_total, metrics.page_misses_total));
     }
+    fetched.push(preempted(backend.as_ref(), &mut comparison));
     let unexplained = comparison.unexplained(MARGIN as f32);
     assert!(unexplained.is_empty(), "with room and without:\n{}", unexplained.join("\n"));
     format!("{}; {}", comparison.summary(), fetched.join(", "))

@@ -204,7 +204,7 @@ fn change(rig: &Rig, models: &mut [Model], free: &mut Vec<RowId>, random: &mut R
     let keep = most + random.below(has - most + 1);
     let join: Vec<(RowId, Option<usize>)> =
         (0..random.below(4)).map(|_| (free.swap_remove(random.below(free.len())), None)).collect();
-    rig.runtime.change_cache(&CacheChange { lane: lane.lane, moves: Vec::new(), keep, join: join.clone() });
+    rig.runtime.change_cache(&CacheChange { keep, join: join.clone(), ..CacheChange::of(lane.lane) });
     for (tags, ages) in &mut model.heads {
         bucketed_lru::shrink(tags, ages, keep);
         tags.truncate(keep);
@@ -235,7 +235,7 @@ pub fn emptied(make: MakeBackend<'_>) {
     copy(&rig, moves.iter().map(|(page, target)| (homes[*page], *target)));
     let join: Vec<(RowId, Option<usize>)> = (end - 20..end).rev().map(|page| (homes[page], Some(page))).collect();
     moves.iter().for_each(|(page, target)| homes[*page] = *target);
-    rig.runtime.change_cache(&CacheChange { lane: lane.lane, moves, keep: 0, join: join.clone() });
+    rig.runtime.change_cache(&CacheChange { moves, join: join.clone(), ..CacheChange::of(lane.lane) });
     let tags: Vec<Tag> = join.iter().map(|(_, page)| page.map_or(Tag::EMPTY, Tag::of)).collect();
     let heads = vec![(tags, vec![AGE_UNKNOWN; join.len()]); rig.geometry.kv_heads];
     let mut model = Model { homes, slots: join.iter().map(|(row, _)| *row).collect(), heads };

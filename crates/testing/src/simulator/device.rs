@@ -138,6 +138,8 @@ impl Device {
         for copy in copies {
             let (kv, summary) = (self.layers * PAGE_TOKENS, self.layers * SUMMARY_TOKENS_MAX);
             state.check_unused(copy.target);
+            // The copy comes behind the step that writes its source: what comes behind the copy may use the row.
+            state.in_flight.iter_mut().for_each(|step| step.retain(|(_, row)| *row != copy.source));
             let (source, target) = (self.at(copy.source), self.at(copy.target));
             state.kv.copy_within(source * kv..(source + 1) * kv, target * kv);
             state.summaries.copy_within(source * summary..(source + 1) * summary, target * summary);
@@ -162,6 +164,10 @@ impl Device {
         for &(page, row) in &change.moves {
             let before = std::mem::replace(&mut lane.start.kv_rows[page], row);
             assert_eq!(self.page(&state, before), self.page(&state, row), "{before} was copied to {row} before");
+        }
+        for &(at, row) in &change.summary_moves {
+            let before = std::mem::replace(&mut lane.start.summary_rows[at], row);
+            assert_eq!(self.summary(&state, before), self.summary(&state, row), "{before} was copied to {row} before");
         }
         assert!(change.keep <= lane.slots.0.len(), "slots stay that there are");
         for step in bucketed_lru::shrink(&mut lane.slots.0, &mut lane.slots.1, change.keep) {
@@ -222,6 +228,11 @@ impl Device {
     fn page<'a>(&self, state: &'a State, row: RowId) -> &'a [u64] {
         let len = self.layers * PAGE_TOKENS;
         &state.kv[self.at(row) * len..(self.at(row) + 1) * len]
+    }
+
+    fn summary<'a>(&self, state: &'a State, row: RowId) -> &'a [u64] {
+        let len = self.layers * SUMMARY_TOKENS_MAX;
+        &state.summaries[self.at(row) * len..(self.at(row) + 1) * len]
     }
 
     fn copy_page(&self, state: &mut State, source: RowId, target: RowId) {
