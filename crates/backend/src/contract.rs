@@ -370,13 +370,14 @@ pub trait Runtime: Inspect + Send + Sync {
     /// entry in the page list, and lists what has to be fetched. Lanes without cache rows are passed over.
     fn resolve(&self, algorithm: AlgorithmId, layer: usize);
 
-    /// Fetches what `resolve` listed, before anything behind it reads the page lists.
+    /// Fetches what `resolve` listed: `attend` behind it finds the pages there.
     fn retrieve(&self, algorithm: AlgorithmId, layer: usize);
 
     /// Exact attention of q `[n, q_heads d]` over each lane's list, split every 64 pages, merged ascending.
     fn attend(&self, algorithm: AlgorithmId, layer: usize, source: PageSource, q: View<'_>, out: &Partial);
 
-    /// Approximate attention over the candidates that `topk` did not select.
+    /// Approximate attention over the candidates that `topk` did not select. Reads no page: it may run while pages are
+    /// fetched.
     fn estimate(&self, algorithm: AlgorithmId, layer: usize, source: EstimateSource<'_>, q: View<'_>, out: &Partial);
 
     /// `into = into (+) other` by log-sum-exp; an empty side returns the other bit for bit.

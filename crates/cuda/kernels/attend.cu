@@ -158,8 +158,8 @@ __device__ __forceinline__ void arrive(const Runtime& rt, const Item& item, int 
 }
 
 template <int D>
-__device__ __forceinline__ void attend(const Runtime& rt, int algorithm, int layer, int work, const View& q,
-                                       const Partial& out) {
+__device__ __forceinline__ void attend(const Runtime& rt, int algorithm, int layer, int work, bool beside,
+                                       const View& q, const Partial& out) {
     extern __shared__ __align__(128) char rings[];
     __shared__ Join join;
     int warp = threadIdx.x / 32, thread = threadIdx.x % 32;
@@ -167,7 +167,9 @@ __device__ __forceinline__ void attend(const Runtime& rt, int algorithm, int lay
     unsigned ring_address = (unsigned)__cvta_generic_to_shared(ring);
     const Schedule* s = schedule(rt, algorithm, work);
     let_successor_start();
-    wait_for_predecessor();
+    if (!beside) {
+        wait_for_predecessor();
+    }
     const int items = s->items, head = blockIdx.x;
     for (int number = blockIdx.y;;) {
         // The first item is looked up while it is not known yet whether there is one.
@@ -178,6 +180,7 @@ __device__ __forceinline__ void attend(const Runtime& rt, int algorithm, int lay
         size_t list = (size_t)item.i * rt.kv_heads + head;
         Pages pages;
         pages.is_list = work == LIST;
+        pages.pass = beside ? HERE : ALL;
         const unsigned* rows = rt.kv_rows + (size_t)item.lane * rt.max_pages;
         pages.table = pages.is_list ? rt.page_list + list * rt.max_pages : rows;
         pages.open(rt, item, layer, head, warp, thread);
@@ -215,6 +218,8 @@ __device__ __forceinline__ void attend(const Runtime& rt, int algorithm, int lay
 // the last to arrive joins them, ascending.
 // Grid: (kv_heads, any), 128 threads, two blocks on each multiprocessor; items are taken in turn. Shared: 96 KiB, a
 // ring of pages for each warp.
+// `beside`: the kernel before it is `retrieve`, which still runs. Warps pass the pages that are in the pool, then wait
+// for it, and pass those that were coming.
 // With overlap, blocks that find another kernel's in their place are spread unevenly (a fifth at 160 items); a whole
 // step gains all the same (1 to 2 % at 1 and 16 lanes of 8K).
 // Bytes: K and V of the pages, 4 KiB each at d = 128, at no less than 85 % of a copy's speed where every block has an
@@ -222,9 +227,10 @@ __device__ __forceinline__ void attend(const Runtime& rt, int algorithm, int lay
 // parts): 3 us for one page, 7 us for 1,024 tokens of one lane.
 #define ATTEND(D)                                                                                                  \
     extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)                                                    \
-        attend_##D(const __grid_constant__ Runtime rt, int algorithm, int layer, int work,                         \
+        attend_##D(const __grid_constant__ Runtime rt, int algorithm, int layer, int work, int beside,             \
                    const __grid_constant__ View q, const __grid_constant__ Partial out) {                          \
-        attend<D>(rt, algorithm, layer, work, q, out);                                                             \
+        attend<D>(rt, algorithm, layer, work, beside, q, out);                                                     \
+        end_beside(beside);                                                                                        \
     }
 
 ATTEND(64)

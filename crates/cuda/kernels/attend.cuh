@@ -107,6 +107,12 @@ __device__ __forceinline__ Item item_of_warp(const Runtime& rt, const Schedule* 
 
 // ---- pages
 
+// Which pages of an item a pass takes: all of them, or those that are in the pool, and then those that come.
+enum Pass { ALL, HERE, COMING };
+
+// In the place of an entry that a pass does not take.
+constexpr unsigned ABSENT = 63;
+
 // The pages of an item for one warp of its block: of every `WARPS * STEP_PAGES` pages, `STEP_PAGES` in each step.
 struct Pages {
     const bf16* frames;     // this thread's first chunk of row 0's frame
@@ -117,12 +123,15 @@ struct Pages {
     int tokens;             // of a row table
     int first, end;         // this warp's first page; one past the item's last
     int steps;
+    Pass pass;
+    bool some_come;         // of this thread's entries
     unsigned entries, next; // entries of a batch of steps, words of the table for the next: one page a thread
 
     // Reads the table before the list's length is known: reads in a row are what takes time. Volatile reads, here and
     // of the length, stay in this order.
     __device__ __forceinline__ void open(const Runtime& rt, const Item& item, int layer, int head, int warp,
                                          int thread) {
+        some_come = false;
         frames = frame(rt, 0, layer, head) + thread * 8;
         stride = (unsigned)(rt.layers * rt.kv_heads) * (2 * PAGE_TOKENS * rt.head_dim);
         width = rt.max_pages;
@@ -147,8 +156,23 @@ struct Pages {
     __device__ __forceinline__ void turn(int step, int thread) {
         int at = page(step + thread / STEP_PAGES, thread % STEP_PAGES);
         entries = is_list ? next : page_entry(next, 0, min(PAGE_TOKENS, tokens - at * PAGE_TOKENS));
-        entries = at < end ? entries : 0;
+        bool comes = at < end && is_coming(entries);
+        some_come |= comes;
+        entries = comes ? page_entry(entry_row(entries), 0, PAGE_TOKENS) : entries;
+        bool taken = at < end && (pass == ALL || (pass == COMING) == comes);
+        entries = taken ? entries : ABSENT;
         next = look_up(step + BATCH_STEPS, thread);
+    }
+
+    // Behind a pass: whether there is another one. The pages that it takes have come then.
+    __device__ __forceinline__ bool pass_again(int thread) {
+        if (pass != HERE || !__any_sync(FULL, some_come)) {
+            return false;
+        }
+        wait_for_predecessor();
+        pass = COMING;
+        next = look_up(0, thread);
+        return true;
     }
 };
 
@@ -188,11 +212,16 @@ __device__ __forceinline__ void copy_step(Pages& pages, int step, unsigned stage
 #pragma unroll
         for (int j = 0; j < STEP_PAGES; j++) {
             unsigned entry = __shfl_sync(FULL, pages.entries, step % BATCH_STEPS * STEP_PAGES + j);
-            unsigned mask = ((1u << entry_count(entry)) - 1) << entry_first(entry);
-            mask = pages.page(step, j) < pages.end ? mask : 0;
-            const bf16* source = pages.frames + (size_t)entry_row(entry) * pages.stride;
-            copy_page<D, VALUES>(stage + j * SLOT<D, VALUES>, source, mask, thread);
+            unsigned mask = entry == ABSENT ? 0 : ((1u << entry_count(entry)) - 1) << entry_first(entry);
             masks |= mask << 8 * j;
+        }
+#pragma unroll
+        for (int j = 0; j < STEP_PAGES; j++) {
+            unsigned entry = __shfl_sync(FULL, pages.entries, step % BATCH_STEPS * STEP_PAGES + j);
+            const bf16* source = pages.frames + (size_t)entry_row(entry) * pages.stride;
+            if (masks) {
+                copy_page<D, VALUES>(stage + j * SLOT<D, VALUES>, source, masks >> 8 * j & 0xff, thread);
+            }
         }
         if (thread == 0) {
             *valid = masks;
@@ -309,8 +338,8 @@ struct Softmax {
 };
 
 // A warp's pages of an item through its ring, as many steps under way at once as it has stages; `read` reads the
-// queries behind the first copies; `valid` has room for each stage's masks. One loop fills and empties the ring, since
-// machine code must be fetched, too. Leaves the ring idle.
+// queries behind the first copies of a pass; `valid` has room for each stage's masks. One loop fills and empties the
+// ring, since machine code must be fetched, too. Leaves the ring idle.
 template <int D, bool VALUES, typename Read>
 __device__ __forceinline__ void run_pages(Pages& pages, unsigned ring, unsigned* valid, Softmax<D, VALUES>& softmax,
                                           int thread, Read read) {
@@ -318,26 +347,30 @@ __device__ __forceinline__ void run_pages(Pages& pages, unsigned ring, unsigned*
     float scale = LOG2_E / sqrtf((float)D);
     Queries<D> queries;
     softmax.reset();
-    int ahead = min(STAGES<D>, pages.steps), at = 0;
+    do {
+        int ahead = min(STAGES<D>, pages.steps), at = 0;
 #pragma unroll 1
-    for (int step = -ahead; step < pages.steps; step++) {
-        if (step >= 0) {
-            if (ahead == STAGES<D>) {
-                copies_wait<STAGES<D> - 1>();
-            } else {
-                copies_wait<0>();
+        for (int step = -ahead; step < pages.steps; step++) {
+            if (step >= 0) {
+                if (ahead == STAGES<D>) {
+                    copies_wait<STAGES<D> - 1>();
+                } else {
+                    copies_wait<0>();
+                }
+                __syncwarp();
+                if (unsigned masks = valid[at]) {
+                    softmax.add(queries, ring + at * STAGE, masks, scale, thread);
+                }
+                __syncwarp();
             }
-            __syncwarp();
-            softmax.add(queries, ring + at * STAGE, valid[at], scale, thread);
-            __syncwarp();
+            copy_step<D, VALUES>(pages, step + ahead, ring + at * STAGE, valid + at, thread);
+            if (step == -1) {
+                read(queries);
+            }
+            at = at + 1 == ahead ? 0 : at + 1;
         }
-        copy_step<D, VALUES>(pages, step + ahead, ring + at * STAGE, valid + at, thread);
-        if (step == -1) {
-            read(queries);
-        }
-        at = at + 1 == ahead ? 0 : at + 1;
-    }
-    copies_wait<0>();
+        copies_wait<0>();
+    } while (pages.pass_again(thread));
     softmax.sum += __shfl_xor_sync(FULL, softmax.sum, 1);
     softmax.sum += __shfl_xor_sync(FULL, softmax.sum, 2);
 }

@@ -24,6 +24,7 @@ __device__ __forceinline__ void attention_mass(const Runtime& rt, int algorithm,
         }
         Pages pages;
         pages.is_list = false;
+        pages.pass = ALL;
         pages.table = rt.kv_rows + (size_t)item.lane * rt.max_pages;
         pages.open(rt, item, layer, head, warp, thread);
         pages.tokens = *(const volatile int*)&rt.lanes[item.lane].len;

@@ -16,15 +16,19 @@
 // estimate_codes reads 4 bytes a page and query head twice (the second time from L2) and, of a group of 48 tokens that
 // is not skipped, 96 a query head and 12 d + 192: 20 lanes of 55,000 tokens, 32 query and 8 KV heads, d 128: 18 MB and
 // up to 387 MB.
+// `beside`: the kernel before it is `retrieve`, which still runs, and has nothing that is read here.
 #define ESTIMATE(D, SLOTS)                                                                                             \
     extern "C" __global__ void __launch_bounds__(128, 4)                                                               \
-        estimate_codes_##D##_##SLOTS(const __grid_constant__ Runtime rt, int algorithm, int layer,                     \
+        estimate_codes_##D##_##SLOTS(const __grid_constant__ Runtime rt, int algorithm, int layer, int beside,         \
                                      const float* rotation, Partial out) {                                             \
-        estimate_codes<D, SLOTS>(rt, algorithm, layer, rotation, out);                                                 \
+        estimate_codes<D, SLOTS>(rt, algorithm, layer, beside, rotation, out);                                         \
+        end_beside(beside);                                                                                            \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(128, SLOTS == 4 ? 4 : 3)                                              \
-        estimate_vectors_##D##_##SLOTS(const __grid_constant__ Runtime rt, int algorithm, int layer, Partial out) {    \
-        estimate_vectors<D, SLOTS>(rt, algorithm, layer, out);                                                         \
+        estimate_vectors_##D##_##SLOTS(const __grid_constant__ Runtime rt, int algorithm, int layer, int beside,       \
+                                       Partial out) {                                                                  \
+        estimate_vectors<D, SLOTS>(rt, algorithm, layer, beside, out);                                                 \
+        end_beside(beside);                                                                                            \
     }
 ESTIMATE(64, 4)
 ESTIMATE(64, 8)

@@ -337,11 +337,13 @@ __device__ __forceinline__ void add_item(const Runtime& rt, int layer, const Tas
 }
 
 template <int D, int SLOTS>
-__device__ __forceinline__ void estimate_codes(const Runtime& rt, int algorithm, int layer, const float* rotation,
-                                               const Partial& out) {
+__device__ __forceinline__ void estimate_codes(const Runtime& rt, int algorithm, int layer, bool beside,
+                                               const float* rotation, const Partial& out) {
     __shared__ typename Task<D, SLOTS>::Shared shared;
     let_successor_start();
-    wait_for_predecessor();
+    if (!beside) {
+        wait_for_predecessor();
+    }
     run_items<D, SLOTS>(rt, algorithm, rotation, out, shared, [&](const Task<D, SLOTS>& task) {
         Sums<D> sums = {};
         add_item<D, SLOTS>(rt, layer, task, shared.most, sums);

@@ -112,11 +112,14 @@ __device__ __forceinline__ void join_vectors(const float (&sums)[SLOTS][8], floa
 }
 
 template <int D, int SLOTS>
-__device__ __forceinline__ void estimate_vectors(const Runtime& rt, int algorithm, int layer, const Partial& out) {
+__device__ __forceinline__ void estimate_vectors(const Runtime& rt, int algorithm, int layer, bool beside,
+                                                 const Partial& out) {
     __shared__ typename Task<D, SLOTS>::Shared shared;
     __shared__ Pages<SLOTS> pages[WARPS];
     let_successor_start();
-    wait_for_predecessor();
+    if (!beside) {
+        wait_for_predecessor();
+    }
     run_items<D, SLOTS>(rt, algorithm, nullptr, out, shared, [&](const Task<D, SLOTS>& task) {
         Frames<D> pool(rt, layer, task.head);
         float p[SLOTS] = {}, sums[SLOTS][8] = {};

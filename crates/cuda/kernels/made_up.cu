@@ -11,6 +11,8 @@ __device__ __forceinline__ unsigned mix(unsigned x) {
 // is another one `changes` times.
 extern "C" __global__ void made_up_selection(const __grid_constant__ Runtime rt, int algorithm, int layer,
                                              unsigned changes) {
+    let_successor_start();
+    wait_for_predecessor();
     int head = blockIdx.x, i = blockIdx.y;
     if (*rt.n_active <= i || rt.lanes[rt.active[i]].algorithm != algorithm) {
         return;

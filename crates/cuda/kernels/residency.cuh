@@ -9,7 +9,7 @@ constexpr int BY_AGE = 0, BY_SCORE = 1, FADING_SCORE = 2;
 constexpr int AGE_MAX = 63;
 constexpr int BUCKETS = AGE_MAX + 2; // ages, and one more for empty slots
 
-// Tags and ages of a (layer, head), by pool row.
+// Tags and ages of a (layer, head), by place.
 struct Plane {
     unsigned* tags;
     unsigned char* ages;
@@ -17,8 +17,25 @@ struct Plane {
 
 __device__ __forceinline__ Plane plane_of(const Runtime& rt, int layer, int head) {
     const Residency& residency = rt.residency;
-    size_t first = ((size_t)layer * rt.kv_heads + head) * residency.pool_rows;
+    size_t first = ((size_t)layer * rt.kv_heads + head) * residency.places;
     return {residency.tags + first, residency.ages + first};
+}
+
+// A lane's slots.
+struct Slots {
+    const unsigned* rows;
+    const unsigned* groups;
+
+    // Where a slot's tag and age are.
+    __device__ __forceinline__ unsigned place(int slot) const {
+        return groups[slot / GROUP_SLOTS] * GROUP_SLOTS + slot % GROUP_SLOTS;
+    }
+};
+
+__device__ __forceinline__ Slots slots_of(const Runtime& rt, int lane) {
+    const Residency& residency = rt.residency;
+    return {residency.cache_rows + (size_t)lane * residency.max_cache_rows,
+            residency.groups + (size_t)lane * residency.max_groups};
 }
 
 constexpr int PIECE = 512;      // bytes that a warp moves with one instruction

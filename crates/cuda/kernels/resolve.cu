@@ -207,7 +207,7 @@ __device__ __forceinline__ int score_bucket(float score) {
 
 // One (lane, head) of a step.
 struct Step {
-    const unsigned* rows; // of the slots
+    Slots slots;
     Plane plane;
     const float* scores;  // by page; null where ages decide
     bool fades;           // ages are the best score buckets so far, each step one worse
@@ -220,15 +220,17 @@ struct Step {
 };
 
 // What lies in a thread's next slots: 32 apart.
-struct Slots {
-    unsigned row[AT_ONCE], tag[AT_ONCE];
+struct Held {
+    unsigned row[AT_ONCE], place[AT_ONCE], tag[AT_ONCE];
     int age[AT_ONCE];
     float score[AT_ONCE];
 
     __device__ __forceinline__ void load_rows(const Step& step, int first, int end) {
 #pragma unroll
         for (int n = 0; n < AT_ONCE; n++) {
-            row[n] = first + n * 32 < end ? step.rows[first + n * 32] : 0;
+            bool in = first + n * 32 < end;
+            row[n] = in ? step.slots.rows[first + n * 32] : 0;
+            place[n] = in ? step.slots.place(first + n * 32) : 0;
         }
     }
 
@@ -236,9 +238,12 @@ struct Slots {
 #pragma unroll
         for (int n = 0; n < AT_ONCE; n++) {
             bool in = first + n * 32 < end;
-            tag[n] = in ? step.plane.tags[row[n]] : 0;
-            age[n] = in ? step.plane.ages[row[n]] : 0;
+            tag[n] = in ? step.plane.tags[place[n]] : 0;
+            age[n] = in ? step.plane.ages[place[n]] : 0;
         }
+    }
+
+    __device__ __forceinline__ void load_scores(const Step& step) {
         if (step.scores) {
 #pragma unroll
             for (int n = 0; n < AT_ONCE; n++) {
@@ -269,7 +274,7 @@ struct Slots {
             int older = min(age[n] + 1, AGE_MAX), scored = step.scores ? score_bucket(score[n]) : age[n];
             older = empty ? 0 : step.fades ? min(older, scored) : hit ? 0 : older;
             if (older != age[n]) {
-                step.plane.ages[row[n]] = older;
+                step.plane.ages[place[n]] = older;
             }
             int bucket = empty ? EMPTY : step.fades ? older : scored;
             step.buckets[slot] = hit ? NONE : bucket;
@@ -335,13 +340,14 @@ __device__ __forceinline__ void replace(const Step& step, Run run, Walk walk, in
         __syncthreads();
         int rank = first + threadIdx.x;
         if (rank < misses) {
-            unsigned row = step.rows[chosen[threadIdx.x]];
+            int slot = chosen[threadIdx.x];
+            unsigned row = step.slots.rows[slot], held = step.slots.place(slot);
             int place = step.found.at(rank);
             unsigned entry = step.list[place];
             int page = step.selected.at(place);
-            step.plane.tags[row] = page + 1;
-            step.plane.ages[row] = step.fades ? score_bucket(step.scores[page]) : 0;
-            step.list[place] = page_entry(row, 0, PAGE_TOKENS);
+            step.plane.tags[held] = page + 1;
+            step.plane.ages[held] = step.fades ? score_bucket(step.scores[page]) : 0;
+            step.list[place] = coming_entry(row);
             fetches[rank] = {entry_row(entry), row, head};
         }
         __syncthreads();
@@ -350,16 +356,19 @@ __device__ __forceinline__ void replace(const Step& step, Run run, Walk walk, in
 
 // Finds the selected pages that lanes with a cache keep in host memory: in a slot, or, for those that are in none, a
 // slot whose page was not selected: empty ones first, then by age (or score) bucket, oldest first, then in slot order.
-// Page lists get the slots' rows, and `fetches` what has to be copied into them before Attend; the order of one block's
-// fetches is fixed, that of blocks is not. The rule is kv::bucketed_lru's; ages of empty slots stay 0.
+// Page lists get the slots' rows, those of missing pages as `coming_entry`, and `fetches` what has to be copied into
+// them before Attend; the order of one block's fetches is fixed, that of blocks is not. The rule is kv::bucketed_lru's;
+// ages of empty slots stay 0.
 // A lane's selected pages are no more than its cache rows, and no page is in two slots. Lanes without a cache cost
 // their blocks' start. Follows topk; `retrieve` follows before the next layer's.
 // Grid (kv_heads, rows), 512 threads. Shared: 8 bytes for each 32 pages of a sequence and each 32 cache rows (rounded
 // up), and 1 for each cache row.
 // Bytes: rows, tags, ages and ages written, 10 for each slot, 2.5 MB at 1,536 slots x 160 (lane, head) pairs: 1 us. Its
-// time is that of instructions, 900 a warp and two blocks on some multiprocessors, and of seven reads in a row: 7 us.
-// That is where a lane's rows come in runs: rows of many lanes by turns make blocks write ages in the same sectors, 12
-// us more (measured; runs of 8 rows cost 0.5).
+// time is that of instructions, 900 a warp and two blocks on some multiprocessors, and of seven reads in a row. With
+// overlap, four of them come before the kernel ahead has ended: nothing since the step began wrote what they read. With
+// the way from node to node, 7 to 9 us (measured).
+// Tags and ages that lay by row, not by slot, took 4 to 12 us more where lanes' rows alternate: blocks then write ages
+// in the same sectors (measured).
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     resolve(const __grid_constant__ Runtime rt, int algorithm, int layer) {
     const Residency& residency = rt.residency;
@@ -368,21 +377,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     __shared__ int2 parts[WARPS];
     __shared__ int chosen[THREADS];
     let_successor_start();
-    wait_for_predecessor();
     int head = blockIdx.x, i = blockIdx.y, warp = threadIdx.x / 32, thread = threadIdx.x % 32;
     int id = rt.active[i]; // asked for while it is not known yet whether there is one
-    if (*rt.n_active <= i) {
-        return;
-    }
     const Lane& lane = rt.lanes[id];
     Cache* cache = residency.caches + id;
-    int slots = cache->rows;
-    if (lane.algorithm != algorithm || slots == 0) {
+    int slots = i < *rt.n_active && lane.algorithm == algorithm ? cache->rows : 0;
+    if (slots == 0) {
+        wait_for_predecessor();
         return;
     }
     size_t number = (size_t)i * rt.kv_heads + head;
     Step step;
-    step.rows = residency.cache_rows + (size_t)id * residency.max_cache_rows;
+    step.slots = slots_of(rt, id);
     step.plane = plane_of(rt, layer, head);
     step.scores = residency.eviction != BY_AGE ? rt.reduced + number * rt.max_pages : nullptr;
     step.fades = residency.eviction == FADING_SCORE;
@@ -394,10 +400,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     step.found = set_in(left, slots); // no more pages are selected than there are slots
     step.buckets = (signed char*)left;
     Run run = run_of_warp(slots);
-    Slots held;
+    Held held;
     held.load_rows(step, run.first + thread, run.end);
-    read_selected(step, rt.selected + number * rt.bitmap_words);
     held.load_tags(step, run.first + thread, run.end);
+    wait_for_predecessor();
+    held.load_scores(step);
+    read_selected(step, rt.selected + number * rt.bitmap_words);
     __syncthreads();
     int wanted = step.selected.index(sums);
     step.found.count = (wanted + 31) / 32;
@@ -405,6 +413,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         if (first != run.first) {
             held.load_rows(step, first + thread, run.end);
             held.load_tags(step, first + thread, run.end);
+            held.load_scores(step);
         }
         held.mark(step, first + thread, run.end);
     }
@@ -435,17 +444,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
 
 // Cuts a lane's cache of `rows` rows down to its first `kept`. For each (layer, head) the `kept` youngest pages stay,
 // of one age those in the lower slots: where they are, or, from slots that go, in those whose pages go, both ascending.
-// Frames of the slots that go are empty afterwards.
+// What slots that go hold means nothing afterwards.
 // Grid (kv_heads, layers), 512 threads. Shared: 16 bytes for each 32 rows (rounded up), and 1 for each row.
 // Bytes: frames that move, read and written: at most half the cache, 1.6 GB at 1,536 rows of 1 MiB, 0.55 ms at 3 TB/s.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     shrink_cache(const __grid_constant__ Runtime rt, int lane, int rows, int kept) {
-    const Residency& residency = rt.residency;
     extern __shared__ unsigned shared[];
     __shared__ int counts[BUCKETS], sums[WARPS];
     __shared__ int2 parts[WARPS];
     int head = blockIdx.x, layer = blockIdx.y, warp = threadIdx.x / 32, thread = threadIdx.x % 32;
-    const unsigned* row_of = residency.cache_rows + (size_t)lane * residency.max_cache_rows;
+    Slots slots = slots_of(rt, lane);
     Plane plane = plane_of(rt, layer, head);
     unsigned* left = shared;
     Set movers = set_in(left, rows), gaps = set_in(left, rows);
@@ -455,7 +463,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     }
     __syncthreads();
     for (int slot = threadIdx.x; slot < rows; slot += THREADS) {
-        int bucket = plane.tags[row_of[slot]] ? EMPTY - plane.ages[row_of[slot]] : 0;
+        unsigned place = slots.place(slot);
+        int bucket = plane.tags[place] ? EMPTY - plane.ages[place] : 0;
         youth[slot] = bucket;
         atomicAdd(&counts[bucket], 1);
     }
@@ -480,32 +489,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     gaps.index(sums);
     int pieces = frame_pieces(rt);
     for (int n = warp; n < moves; n += WARPS) {
-        unsigned from = row_of[movers.at(n)], to = row_of[gaps.at(n)];
-        copy_pieces(frame(rt, from, layer, head), frame(rt, to, layer, head), pieces, thread);
+        int mover = movers.at(n), gap = gaps.at(n);
+        copy_pieces(frame(rt, slots.rows[mover], layer, head), frame(rt, slots.rows[gap], layer, head), pieces, thread);
         if (thread == 0) {
+            unsigned from = slots.place(mover), to = slots.place(gap);
             plane.tags[to] = plane.tags[from];
             plane.ages[to] = plane.ages[from];
         }
     }
-    __syncthreads();
-    for (int slot = kept + threadIdx.x; slot < rows; slot += THREADS) {
-        plane.tags[row_of[slot]] = 0;
-        plane.ages[row_of[slot]] = 0;
-    }
+    // A gap that nothing moved into was empty before: where a page goes, `kept` others stay.
 }
 
-// Rows join a lane's cache: `joins` [count][row, tag], the tag (0, or a page plus 1 that the row holds for all layers
-// and heads) becomes that of all the row's frames. A page of which
-// nothing else is known goes first.
+// What a lane's slots from `kept` on hold, behind set_slots: `joins` [count][row, tag], the tag (0, or a page plus 1
+// that the row holds for all layers and heads). A page of which nothing else is known goes first.
 // Grid (count / 256, rounded up; layers * kv_heads), 256 threads.
-extern "C" __global__ void join_cache(const __grid_constant__ Runtime rt,
-                                      const uint2* joins, int count) {
-    const Residency& residency = rt.residency;
+extern "C" __global__ void join_cache(const __grid_constant__ Runtime rt, const uint2* joins, int lane, int kept,
+                                      int count) {
     int n = blockIdx.x * blockDim.x + threadIdx.x;
     if (n < count) {
-        uint2 join = joins[n];
+        unsigned tag = joins[n].y, place = slots_of(rt, lane).place(kept + n);
         Plane plane = plane_of(rt, 0, blockIdx.y);
-        plane.tags[join.x] = join.y;
-        plane.ages[join.x] = join.y ? AGE_MAX : 0;
+        plane.tags[place] = tag;
+        plane.ages[place] = tag ? AGE_MAX : 0;
     }
 }

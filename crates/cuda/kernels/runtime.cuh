@@ -11,6 +11,7 @@ typedef __nv_bfloat16 bf16;
 constexpr int PAGE_TOKENS = 8;      // kv::PAGE_TOKENS
 constexpr int SKETCH_TOKENS = 48;   // kv::geometry::SKETCH_TOKENS
 constexpr int GROUP_PAGES = SKETCH_TOKENS / PAGE_TOKENS;
+constexpr int GROUP_SLOTS = 32;     // slots::GROUP_SLOTS
 constexpr int GROUP_MAX = 8;        // query heads of a KV head
 constexpr int ALGORITHMS_MAX = 8;
 constexpr int TOP_MAX = 32;         // most likely tokens that a step can report
@@ -107,15 +108,16 @@ struct Cache {
 
 // What lanes have that keep part of their pages in host memory.
 struct Residency {
-    int pool_rows;      // stride of tags and ages
+    int places;         // stride of tags and ages
     int max_cache_rows; // of a lane
     int eviction;       // 0 by age, 1 by score, 2 by fading score: kv::bucketed_lru
-    int reserved;
+    int max_groups;     // of a lane
 
     Cache* caches;        // [max_lanes]
     unsigned* cache_rows; // [max_lanes][max_cache_rows]: the slots' pool rows
-    unsigned* tags;       // [layers][kv_heads][pool_rows]: the page in a frame of a cache row, plus 1; 0 for none
-    unsigned char* ages;  // [layers][kv_heads][pool_rows]: see kv::bucketed_lru
+    unsigned* groups;     // [max_lanes][max_groups]: slot s has place groups[s / GROUP_SLOTS] * GROUP_SLOTS + s % ...
+    unsigned* tags;       // [layers][kv_heads][places]: the page in a slot, plus 1; 0 for none
+    unsigned char* ages;  // [layers][kv_heads][places]: see kv::bucketed_lru
     Fetch* fetches;       // [kv_heads * pool_rows], of the layer in work
     int* fetch_count;     // [2]: fetches, blocks of `retrieve` that are done; zero between layers
     bf16* host;           // rows of host memory, as in the pool; null where there are none
@@ -172,7 +174,15 @@ __device__ __forceinline__ void wait_for_predecessor() {
 #endif
 }
 
-// The next kernel's blocks may start where there is room: they wait for this one before they read its results.
+// The end of a kernel that did not wait where it began: its end is then that of its predecessor, too.
+__device__ __forceinline__ void end_beside(bool beside) {
+    if (beside && blockIdx.x == 0 && blockIdx.y == 0) {
+        wait_for_predecessor();
+    }
+}
+
+// The next kernel's blocks may start where there is room: they wait for this one before they read its results. Behind
+// this kernel's own wait, they may read at once what was there before it.
 __device__ __forceinline__ void let_successor_start() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -223,6 +233,9 @@ __device__ __forceinline__ bf16* frame(const Runtime& rt, unsigned row, int laye
 __device__ __forceinline__ unsigned page_entry(unsigned row, int first, int count) {
     return row << 6 | (unsigned)first << 3 | (unsigned)(count - 1);
 }
+// The entry of a whole page that is on its way into a row: between `resolve` and `attend`, which alone reads it so.
+__device__ __forceinline__ unsigned coming_entry(unsigned row) { return row << 6 | 63; }
+__device__ __forceinline__ bool is_coming(unsigned entry) { return (entry & 63) == 63; }
 __device__ __forceinline__ unsigned entry_row(unsigned entry) { return entry >> 6; }
 __device__ __forceinline__ int entry_first(unsigned entry) { return entry >> 3 & 7; }
 __device__ __forceinline__ int entry_count(unsigned entry) { return (entry & 7) + 1; }

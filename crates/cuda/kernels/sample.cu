@@ -323,12 +323,11 @@ struct Start {
     const Lane* lane;
     const unsigned* kv_rows;
     const unsigned* summary_rows;
-    const unsigned* cache_rows;
     const unsigned* mask;
     const int* prompt;
     const int2* biases;   // token, bits of the bias
     const int* suppressed;
-    int id, kv_count, summary_count, cache_count, prompt_count, bias_count, suppressed_count;
+    int id, kv_count, summary_count, prompt_count, bias_count, suppressed_count;
     int given; // the completion's first token; -1 for none
 };
 
@@ -347,9 +346,8 @@ extern "C" __global__ void start_lane(const __grid_constant__ Runtime rt, const 
     copy((int*)(rt.lanes + start.id), (const int*)start.lane, sizeof(Lane) / 4);
     copy(rt.kv_rows + first_page, start.kv_rows, start.kv_count);
     copy(rt.summary_rows + first_page, start.summary_rows, start.summary_count);
-    copy(rt.residency.cache_rows + (size_t)start.id * rt.residency.max_cache_rows, start.cache_rows, start.cache_count);
     if (blockIdx.x == 0 && threadIdx.x == 0) {
-        rt.residency.caches[start.id] = {start.cache_count, 0, 0, 0};
+        rt.residency.caches[start.id] = {0, 0, 0, 0};
     }
     if (start.lane->masked) {
         copy(rt.mask + first_word, start.mask, rt.mask_words);

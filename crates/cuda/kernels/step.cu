@@ -141,12 +141,16 @@ extern "C" __global__ void move_rows(const __grid_constant__ Runtime rt, const i
     }
 }
 
-// One block: a lane keeps its first `kept` slots and gets those of `joins` [count][row, tag] behind them.
+// One block: a lane keeps its first `kept` slots and gets those of `joins` [count][row, tag] behind them; `groups` are
+// then those of all its slots.
 extern "C" __global__ void set_slots(const __grid_constant__ Runtime rt, const uint2* joins, int lane, int kept,
-                                     int count) {
-    unsigned* rows = rt.residency.cache_rows + (size_t)lane * rt.residency.max_cache_rows;
+                                     int count, const unsigned* groups, int group_count) {
+    const Residency& residency = rt.residency;
     for (int n = threadIdx.x; n < count; n += blockDim.x) {
-        rows[kept + n] = joins[n].x;
+        residency.cache_rows[(size_t)lane * residency.max_cache_rows + kept + n] = joins[n].x;
+    }
+    for (int n = threadIdx.x; n < group_count; n += blockDim.x) {
+        residency.groups[(size_t)lane * residency.max_groups + n] = groups[n];
     }
     if (threadIdx.x == 0) {
         rt.residency.caches[lane].rows = kept + count;

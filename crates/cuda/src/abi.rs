@@ -235,18 +235,20 @@ pub struct RuntimeArgument {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ResidencyArgument {
-    /// Rows of the pool.
-    pub pool_rows: i32,
+    /// Places for tags and ages.
+    pub places: i32,
     /// Cache rows of a lane.
     pub max_cache_rows: i32,
     /// 0 by age, 1 by score, 2 by fading score.
     pub eviction: i32,
-    /// Fills the gap.
-    pub reserved: i32,
+    /// Groups of a lane's slots.
+    pub max_groups: i32,
     /// `Cache` of each lane.
     pub caches: Pointer,
     /// Cache rows of each lane.
     pub cache_rows: Pointer,
+    /// Where their tags and ages are.
+    pub groups: Pointer,
     /// What frames hold.
     pub tags: Pointer,
     /// Since when.

@@ -31,8 +31,9 @@ pub(crate) fn attend(
     };
     let kernel = format!("attend_{}", rt.shape.geometry.head_dim);
     let how = Launch { kernel: &kernel, grid: grid(rt, work as usize), threads: THREADS, shared: RINGS };
-    let (algorithm, layer) = (i32::from(algorithm.0), layer as i32);
-    rt.run(how, &[arg(&rt.argument), arg(&algorithm), arg(&layer), arg(&work), arg(&view(q)), arg(&partial(out))]);
+    let (algorithm, layer, beside) = (i32::from(algorithm.0), layer as i32, i32::from(rt.is_behind_retrieve()));
+    let (q, out) = (view(q), partial(out));
+    rt.run(how, &[arg(&rt.argument), arg(&algorithm), arg(&layer), arg(&work), arg(&beside), arg(&q), arg(&out)]);
 }
 
 /// Blocks for a kind of work: as many for each KV head as it is cut into items.

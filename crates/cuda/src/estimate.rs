@@ -25,15 +25,16 @@ pub(crate) fn estimate(
     // One block for each item and KV head: blocks that skip more make room for the next.
     let grid = [rt.argument.targets[INDEXED] as usize + rows * heads, 1, 1];
     let (number, layer, out) = (i32::from(algorithm.0), layer as i32, partial(out));
+    let beside = i32::from(rt.is_behind_retrieve());
     let launch = |form| format!("estimate_{form}_{d}_{}", slots(rt));
     match source {
         EstimateSource::Vectors => rt.run(
             Launch { kernel: &launch("vectors"), grid, threads: THREADS, shared: 0 },
-            &[arg(&rt.argument), arg(&number), arg(&layer), arg(&out)],
+            &[arg(&rt.argument), arg(&number), arg(&layer), arg(&beside), arg(&out)],
         ),
         EstimateSource::Codes { value_rotation } => rt.run(
             Launch { kernel: &launch("codes"), grid, threads: THREADS, shared: 0 },
-            &[arg(&rt.argument), arg(&number), arg(&layer), arg(&vector(value_rotation)), arg(&out)],
+            &[arg(&rt.argument), arg(&number), arg(&layer), arg(&beside), arg(&vector(value_rotation)), arg(&out)],
         ),
     }
 }

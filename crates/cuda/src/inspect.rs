@@ -3,6 +3,7 @@
 use crate::abi::{LaneArgument, Pointer, SelectionArgument};
 use crate::memory::Array;
 use crate::runtime::{CudaRuntime, device_buffer};
+use crate::slots::GROUP_SLOTS;
 use backend::{Buffer, Inspect};
 use half::{bf16, f16};
 use kv::bucketed_lru::Tag;
@@ -92,17 +93,21 @@ impl Inspect for CudaRuntime {
 
     fn read_tags(&self, lane: LaneId, layer: usize, head: usize) -> Vec<Tag> {
         let residency = &self.argument.residency;
-        let slots = self.slots.lock().expect("no op panicked")[lane.at()];
-        let rows = self.words(residency.cache_rows, lane.at() * residency.max_cache_rows as usize, slots);
-        let plane = (layer * self.shape.geometry.kv_heads + head) * residency.pool_rows as usize;
-        rows.into_iter().map(|row| Tag(self.words(residency.tags, plane + row as usize, 1)[0])).collect()
+        let slots = self.slots.lock().expect("no op panicked").count(lane);
+        let groups =
+            self.words(residency.groups, lane.at() * residency.max_groups as usize, slots.div_ceil(GROUP_SLOTS));
+        let plane = (layer * self.shape.geometry.kv_heads + head) * residency.places as usize;
+        let of = |group: u32| self.words(residency.tags, plane + group as usize * GROUP_SLOTS, GROUP_SLOTS);
+        groups.into_iter().flat_map(of).take(slots).map(Tag).collect()
     }
 
     fn read_page_list(&self, lane: LaneId, head: usize) -> Vec<PageEntry> {
         let at = self.lane(lane).0 * self.shape.geometry.kv_heads + head;
         let len = self.words(self.argument.page_list_len, at, 1)[0] as usize;
         let first = at * self.argument.max_pages as usize;
-        self.words(self.argument.page_list, first, len).into_iter().map(PageEntry).collect()
+        // Of a page that was coming (`coming_entry` of kernels/runtime.cuh), the row is all that counts.
+        let entry = |word: u32| if word & 63 == 63 { PageEntry(word & !63 | 7) } else { PageEntry(word) };
+        self.words(self.argument.page_list, first, len).into_iter().map(entry).collect()
     }
 
     fn read_page_scores(&self, lane: LaneId, reduced: bool) -> Vec<f32> {

@@ -16,7 +16,7 @@ macro_rules! fatbins {
 
 /// Kernels of a decode step, by how their names begin, that wait for what they need themselves
 /// (`wait_for_predecessor`: some thread of every grid, and every thread before it reads what another kernel of the step
-/// wrote): they may start while the kernel before them still runs.
+/// wrote, `begin_step` aside, which nothing overlaps): they may start while the kernel before them still runs.
 const OVERLAPPING: &[&str] = &[
     "add_norm",
     "attend_",
@@ -24,6 +24,7 @@ const OVERLAPPING: &[&str] = &[
     "estimate_",
     "gemm_few_",
     "group_reduce",
+    "made_up_selection",
     "merge",
     "pool_mean",
     "qkv_append",

@@ -14,7 +14,6 @@ struct StartArgument {
     lane: Pointer,
     kv_rows: Pointer,
     summary_rows: Pointer,
-    cache_rows: Pointer,
     mask: Pointer,
     prompt: Pointer,
     biases: Pointer,
@@ -22,7 +21,6 @@ struct StartArgument {
     id: i32,
     kv_count: i32,
     summary_count: i32,
-    cache_count: i32,
     prompt_count: i32,
     bias_count: i32,
     suppressed_count: i32,
@@ -50,7 +48,6 @@ pub(crate) fn start_lane(rt: &CudaRuntime, start: &LaneStart) {
         lane: upload(rt, &words_of(&lane)),
         kv_rows: upload(rt, &rows(&start.kv_rows)),
         summary_rows: upload(rt, &rows(&start.summary_rows)),
-        cache_rows: upload(rt, &rows(&start.cache_rows)),
         mask: upload(rt, start.mask.as_ref().map_or(&[], |mask| mask.words())),
         prompt: upload(rt, prompt),
         biases: upload(rt, biases.as_flattened()),
@@ -58,7 +55,6 @@ pub(crate) fn start_lane(rt: &CudaRuntime, start: &LaneStart) {
         id: i32::from(start.lane.0),
         kv_count: start.kv_rows.len() as i32,
         summary_count: start.summary_rows.len() as i32,
-        cache_count: start.cache_rows.len() as i32,
         prompt_count: prompt.len() as i32,
         bias_count: biases.len() as i32,
         suppressed_count: sampling.suppressed.len() as i32,
@@ -66,7 +62,9 @@ pub(crate) fn start_lane(rt: &CudaRuntime, start: &LaneStart) {
     };
     let how = Launch { kernel: "start_lane", grid: [32, 1, 1], threads: 256, shared: 0 };
     rt.run(how, &[arg(&rt.argument), arg(&argument)]);
-    residency::start_cache(rt, start.lane, &start.cache_rows);
+    if 0 < rt.shape.dram_rows {
+        residency::start_cache(rt, start.lane, &start.cache_rows);
+    }
     if penalised || !biases.is_empty() || !sampling.suppressed.is_empty() {
         let how = Launch { kernel: "mark_lane", grid: [32, 1, 1], threads: 256, shared: 0 };
         rt.run(how, &[arg(&rt.argument), arg(&argument)]);

@@ -45,6 +45,7 @@ mod qkv_append;
 mod residency;
 mod sample;
 mod score;
+mod slots;
 mod staging;
 mod tensor_map;
 mod topk;

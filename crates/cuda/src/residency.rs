@@ -3,6 +3,7 @@
 use crate::abi::{Pointer, ResidencyArgument};
 use crate::kernels::{Launch, arg};
 use crate::runtime::{CudaRuntime, Layout};
+use crate::slots::{self, GROUP_SLOTS};
 use backend::{AlgorithmId, Batch, CacheChange, HomeDelta, RuntimeShape};
 use kv::bucketed_lru::{Eviction, Tag};
 use kv::{LaneId, RowId};
@@ -24,19 +25,21 @@ const FETCH_BYTES: usize = 12;
 pub(crate) fn lay_out(shape: &RuntimeShape, max_pages: usize, layout: &mut Layout) -> ResidencyArgument {
     let heads = shape.geometry.kv_heads;
     let (rows, slots) = if shape.dram_rows == 0 { (0, 0) } else { (shape.pool_rows, max_pages.min(shape.pool_rows)) };
-    let frames = shape.geometry.layers * heads * rows;
+    let places = if rows == 0 { 0 } else { GROUP_SLOTS * slots::groups(rows, shape.max_lanes) };
+    let frames = shape.geometry.layers * heads * places;
     let int = |n: usize| i32::try_from(n).expect("sizes have 31 bits");
     ResidencyArgument {
-        pool_rows: int(rows),
+        places: int(places),
         max_cache_rows: int(slots),
         eviction: match shape.eviction {
             Eviction::Age => 0,
             Eviction::Score => 1,
             Eviction::FadingScore => 2,
         },
-        reserved: 0,
+        max_groups: int(slots.div_ceil(GROUP_SLOTS)),
         caches: layout.take(CACHE_BYTES * shape.max_lanes),
         cache_rows: layout.take(4 * shape.max_lanes * slots),
+        groups: layout.take(4 * shape.max_lanes * slots.div_ceil(GROUP_SLOTS)),
         tags: layout.take(4 * frames),
         ages: layout.take(frames),
         fetches: layout.take(FETCH_BYTES * heads * rows),
@@ -48,8 +51,8 @@ pub(crate) fn lay_out(shape: &RuntimeShape, max_pages: usize, layout: &mut Layou
 impl ResidencyArgument {
     /// Makes relative addresses absolute.
     pub(crate) fn shift(&mut self, base: Pointer) {
-        let pointers = [&mut self.caches, &mut self.cache_rows, &mut self.tags, &mut self.ages, &mut self.fetches];
-        pointers.into_iter().chain([&mut self.fetch_count]).for_each(|pointer| *pointer += base);
+        let slots = [&mut self.caches, &mut self.cache_rows, &mut self.groups, &mut self.tags, &mut self.ages];
+        slots.into_iter().chain([&mut self.fetches, &mut self.fetch_count]).for_each(|pointer| *pointer += base);
     }
 }
 
@@ -74,52 +77,54 @@ pub(crate) fn resolve(rt: &CudaRuntime, algorithm: AlgorithmId, layer: usize) {
 pub(crate) fn retrieve(rt: &CudaRuntime, layer: usize) {
     let how = Launch { kernel: "retrieve", grid: [LINK_BLOCKS, 1, 1], threads: THREADS, shared: 0 };
     rt.run(how, &[arg(&rt.argument), arg(&(layer as i32))]);
+    rt.set_behind_retrieve();
 }
 
-/// A lane's slots at its start, all empty; the lane itself has their rows already.
+/// A lane's slots at its start, all empty.
 pub(crate) fn start_cache(rt: &CudaRuntime, lane: LaneId, rows: &[RowId]) {
-    assert!(rows.len() <= rt.argument.residency.max_cache_rows as usize, "{lane}: {} cache rows", rows.len());
-    rt.slots.lock().expect("no op panicked")[lane.at()] = rows.len();
     let joins: Vec<(RowId, Option<usize>)> = rows.iter().map(|row| (*row, None)).collect();
-    join(rt, &joins);
+    set_slots(rt, lane, 0, &joins);
 }
 
 /// See [`backend::Runtime`].
 pub(crate) fn change_cache(rt: &CudaRuntime, change: &CacheChange) {
     // Rows that join may have been written aside.
     rt.join();
-    let CacheChange { lane, moves, summary_moves, keep, join: joins } = change;
+    let CacheChange { lane, moves, summary_moves, keep, join } = change;
     let word = |table: u32| move |&(at, row): &(usize, RowId)| [u32::from(lane.0), at as u32, row.0, table];
     let moves = moves.iter().map(word(0)).chain(summary_moves.iter().map(word(1)));
     move_rows(rt, &moves.collect::<Vec<_>>());
-    let id = i32::from(lane.0);
-    let mut slots = rt.slots.lock().expect("no op panicked");
-    let before = std::mem::replace(&mut slots[lane.at()], keep + joins.len());
-    assert!(*keep <= before && slots[lane.at()] <= rt.argument.residency.max_cache_rows as usize, "{lane}: {change:?}");
-    drop(slots);
+    let before = rt.slots.lock().expect("no op panicked").count(*lane);
+    assert!(*keep <= before, "{lane} has {before} slots: {change:?}");
     if *keep < before {
         let geometry = rt.shape.geometry;
         let (grid, shared) = ([geometry.kv_heads, geometry.layers, 1], 16 * before.div_ceil(32) + before);
         let how = Launch { kernel: "shrink_cache", grid, threads: THREADS, shared };
+        let id = i32::from(lane.0);
         rt.run(how, &[arg(&rt.argument), arg(&id), arg(&(before as i32)), arg(&(*keep as i32))]);
     }
-    let words = join(rt, joins);
-    let how = Launch { kernel: "set_slots", grid: [1, 1, 1], threads: 256, shared: 0 };
-    rt.run(how, &[arg(&rt.argument), arg(&words), arg(&id), arg(&(*keep as i32)), arg(&(joins.len() as i32))]);
+    set_slots(rt, *lane, *keep, join);
 }
 
-/// Rows become slots: their frames hold the given page, or nothing. Returns where they are as words.
-fn join(rt: &CudaRuntime, joins: &[(RowId, Option<usize>)]) -> Pointer {
-    if joins.is_empty() {
-        return 0;
-    }
+/// A lane keeps its first `keep` slots and gets others, whose frames hold the given page, or nothing.
+fn set_slots(rt: &CudaRuntime, lane: LaneId, keep: usize, joins: &[(RowId, Option<usize>)]) {
+    let groups = {
+        let mut slots = rt.slots.lock().expect("no op panicked");
+        slots.change(lane, keep, joins.iter().map(|(row, _)| *row));
+        slots.groups(lane).to_vec()
+    };
+    let (id, kept, count) = (i32::from(lane.0), keep as i32, joins.len() as i32);
+    assert!(keep + joins.len() <= rt.argument.residency.max_cache_rows as usize, "{lane}: {keep} + {count} cache rows");
     let tag = |page: &Option<usize>| page.map_or(Tag::EMPTY, Tag::of).0;
     let words: Vec<u32> = joins.iter().flat_map(|(row, page)| [row.0, tag(page)]).collect();
-    let words = rt.upload(&words);
+    let [words, groups] = [words, groups].map(|words| (if words.is_empty() { 0 } else { rt.upload(&words) }, words));
+    let group_count = groups.1.len() as i32;
+    let how = Launch { kernel: "set_slots", grid: [1, 1, 1], threads: 256, shared: 0 };
+    let shared = [arg(&rt.argument), arg(&words.0), arg(&id), arg(&kept), arg(&count)];
+    rt.run(how, &[&shared[..], &[arg(&groups.0), arg(&group_count)]].concat());
     let planes = rt.shape.geometry.layers * rt.shape.geometry.kv_heads;
     let how = Launch { kernel: "join_cache", grid: [joins.len().div_ceil(256), planes, 1], threads: 256, shared: 0 };
-    rt.run(how, &[arg(&rt.argument), arg(&words), arg(&(joins.len() as i32))]);
-    words
+    rt.run(how, &shared);
 }
 
 /// Pages are at home in other rows from the next step on.

@@ -8,6 +8,8 @@ use crate::driver::{Event, Pinned};
 use crate::host_memory::HostMemory;
 use crate::kernels::{Argument, Launch, arg};
 use crate::memory::Array;
+use crate::residency::LINK_BLOCKS;
+use crate::slots::Slots;
 use crate::step::Steps;
 use crate::upload::Uploads;
 use backend::{BackendError, Batch, Buffer, MemoryUse, Partial, RuntimeShape, View, Weight};
@@ -39,10 +41,12 @@ pub(crate) struct CudaRuntime {
     joined: Event,
     /// Whether there may be such work.
     aside: AtomicBool,
+    /// Whether `retrieve` is the main stream's last kernel: the next one may run beside it.
+    behind_retrieve: AtomicBool,
     /// Pinned: outputs of even and odd steps.
     pub(crate) outputs: Pinned,
     /// Cache rows of each lane.
-    pub(crate) slots: Mutex<Vec<usize>>,
+    pub(crate) slots: Mutex<Slots>,
     /// Owns what `argument` points to.
     pub(crate) memory: Memory,
     /// The device, its streams and kernels: the last to go.
@@ -74,16 +78,17 @@ impl Layout {
 }
 
 /// Items that each kind of work is cut into for a device of `sms` multiprocessors: attention runs two blocks on each,
-/// scoring four.
-pub(crate) fn targets(sms: usize) -> [usize; WORKS] {
-    [2 * sms, 2 * sms, 4 * sms]
+/// scoring and estimates four. A block of `retrieve` beside them takes the place of one, or of two.
+pub(crate) fn targets(shape: &RuntimeShape, sms: usize) -> [usize; WORKS] {
+    let beside = if shape.dram_rows == 0 { 0 } else { LINK_BLOCKS };
+    [2 * sms, 2 * sms - beside, 4 * sms - 2 * beside]
 }
 
 /// Rows of partials: of every item of a step (each lane's last one may be short) and query head, and of two blocks of
 /// prefill attention on each multiprocessor.
 pub(crate) fn split_rows(shape: &RuntimeShape, sms: usize) -> usize {
     let heads = shape.geometry.kv_heads;
-    let items = targets(sms).into_iter().max().expect("there are kinds") + shape.max_lanes * heads;
+    let items = targets(shape, sms).into_iter().max().expect("there are kinds") + shape.max_lanes * heads;
     (items * shape.q_heads / heads).max(2 * sms * PREFILL_ROWS)
 }
 
@@ -97,7 +102,7 @@ pub(crate) fn lay_out(shape: &RuntimeShape, sms: usize) -> (RuntimeArgument, usi
     let (lanes, heads, q_heads, d) = (shape.max_lanes, geometry.kv_heads, shape.q_heads, geometry.head_dim);
     let (bitmap_words, mask_words) = (max_pages.div_ceil(32), shape.vocab.div_ceil(32));
     let schedule_words = 2 + lanes + 1;
-    let targets = targets(sms);
+    let targets = targets(shape, sms);
     let group = q_heads / heads;
     let rope_positions = shape.max_tokens + 1;
     let mut layout = Layout { at: 0 };
@@ -203,8 +208,9 @@ impl CudaRuntime {
             forked: Event::new()?,
             joined: Event::new()?,
             aside: AtomicBool::new(false),
+            behind_retrieve: AtomicBool::new(false),
             outputs,
-            slots: Mutex::new(vec![0; shape.max_lanes]),
+            slots: Mutex::new(Slots::new(shape.pool_rows, shape.max_lanes)),
             memory: Memory { pool, state, host },
             gpu,
         };
@@ -251,9 +257,20 @@ impl CudaRuntime {
 
     /// Enqueues a kernel on the main stream.
     pub(crate) fn run(&self, how: Launch<'_>, arguments: &[Argument<'_>]) {
+        self.behind_retrieve.store(false, Ordering::Relaxed);
         if self.failure.get().is_none() {
             self.note(self.gpu.kernels.launch(&self.gpu.main, how, arguments));
         }
+    }
+
+    /// Says that the kernel that was enqueued last is `retrieve`.
+    pub(crate) fn set_behind_retrieve(&self) {
+        self.behind_retrieve.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the kernel that is enqueued next runs beside `retrieve`, and waits for it itself.
+    pub(crate) fn is_behind_retrieve(&self) -> bool {
+        self.behind_retrieve.load(Ordering::Relaxed)
     }
 
     /// Enqueues a kernel on the side stream: after [`CudaRuntime::fork`].

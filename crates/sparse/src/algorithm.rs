@@ -55,7 +55,7 @@ impl AlgorithmSpec {
 pub struct AttendBuffers {
     /// `[lanes, q_heads * head_dim]`: exact attention, then all of the layer's attention.
     pub exact: Partial,
-    /// Approximate attention on its way into `exact`.
+    /// Approximate attention, which is merged into `exact`.
     pub rest: Partial,
 }
 
@@ -72,6 +72,9 @@ pub trait Algorithm: Send + Sync {
         runtime.attend(id, layer, PageSource::PageList, q, &buffers.exact);
     }
 
-    /// Adds approximate attention over what was not selected; nothing, unless the algorithm overrides it.
-    fn estimate(&self, _: &dyn Runtime, _: AlgorithmId, _: usize, _: View<'_>, _: &AttendBuffers) {}
+    /// Approximate attention over what was not selected, into `rest`, and whether there is any: none, unless the
+    /// algorithm overrides it. Reads no page, so that it may run while pages are fetched.
+    fn estimate(&self, _: &dyn Runtime, _: AlgorithmId, _: usize, _: View<'_>, _: &AttendBuffers) -> bool {
+        false
+    }
 }

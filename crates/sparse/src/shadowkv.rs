@@ -56,10 +56,18 @@ impl Algorithm for ShadowKv {
         runtime.topk(id);
     }
 
-    fn estimate(&self, runtime: &dyn Runtime, id: AlgorithmId, layer: usize, q: View<'_>, buffers: &AttendBuffers) {
-        if self.form == VectorSummary::MeanKeyAndValueSum {
+    fn estimate(
+        &self,
+        runtime: &dyn Runtime,
+        id: AlgorithmId,
+        layer: usize,
+        q: View<'_>,
+        buffers: &AttendBuffers,
+    ) -> bool {
+        let estimates = self.form == VectorSummary::MeanKeyAndValueSum;
+        if estimates {
             runtime.estimate(id, layer, EstimateSource::Vectors, q, &buffers.rest);
-            runtime.merge(id, &buffers.exact, &buffers.rest);
         }
+        estimates
     }
 }

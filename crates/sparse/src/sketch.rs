@@ -52,10 +52,17 @@ impl Algorithm for Sketch {
         runtime.topk(id);
     }
 
-    fn estimate(&self, runtime: &dyn Runtime, id: AlgorithmId, layer: usize, q: View<'_>, buffers: &AttendBuffers) {
+    fn estimate(
+        &self,
+        runtime: &dyn Runtime,
+        id: AlgorithmId,
+        layer: usize,
+        q: View<'_>,
+        buffers: &AttendBuffers,
+    ) -> bool {
         let source = EstimateSource::Codes { value_rotation: &self.rotations[layer][1] };
         runtime.estimate(id, layer, source, q, &buffers.rest);
-        runtime.merge(id, &buffers.exact, &buffers.rest);
+        true
     }
 }
 

@@ -27,20 +27,24 @@ impl Decoder {
         }
     }
 
-    /// Select, Retrieve and Attend of every algorithm present, each over its own lanes.
+    /// Select, Retrieve and Attend of every algorithm present, each over its own lanes. Estimates need no page: they
+    /// come first, for a device to fetch pages beside them.
     fn attend(&self, runtime: &dyn Runtime, layer: usize, key: StepKey) {
-        let q = (&self.decode.layer.q).into();
+        let (q, buffers) = ((&self.decode.layer.q).into(), &self.decode.attend);
         for (id, algorithm) in self.algorithms.of(key.algorithms) {
             algorithm.select(runtime, id, layer, q);
             if key.retrieves && self.algorithms.specs().get(id).is_sparse() {
                 runtime.resolve(id, layer);
                 runtime.retrieve(id, layer);
             }
-            algorithm.attend(runtime, id, layer, q, &self.decode.attend);
+            let estimates = algorithm.estimate(runtime, id, layer, q, buffers);
+            algorithm.attend(runtime, id, layer, q, buffers);
             if key.measure_mass {
-                runtime.attention_mass(id, layer, q, &self.decode.attend.exact);
+                runtime.attention_mass(id, layer, q, &buffers.exact);
             }
-            algorithm.estimate(runtime, id, layer, q, &self.decode.attend);
+            if estimates {
+                runtime.merge(id, &buffers.exact, &buffers.rest);
+            }
         }
     }
 }

@@ -67,7 +67,14 @@ impl Algorithm for Observer {
         self.inner.attend(runtime, id, layer, q, buffers);
     }
 
-    fn estimate(&self, runtime: &dyn Runtime, id: AlgorithmId, layer: usize, q: View<'_>, buffers: &AttendBuffers) {
-        self.inner.estimate(runtime, id, layer, q, buffers);
+    fn estimate(
+        &self,
+        runtime: &dyn Runtime,
+        id: AlgorithmId,
+        layer: usize,
+        q: View<'_>,
+        buffers: &AttendBuffers,
+    ) -> bool {
+        self.inner.estimate(runtime, id, layer, q, buffers)
     }
 }

@@ -15,9 +15,13 @@ mod chain;
 
 mod products;
 
+mod residency;
+
 mod rows;
 
 mod selection;
+
+mod sparse_step;
 
 mod step;
 
@@ -46,6 +50,8 @@ impl Work {
 pub(crate) struct Table<'a> {
     arguments: &'a Arguments,
     card: Card,
+    /// Bytes a second that Retrieve gets over the link; 0 until it was measured.
+    link_bytes: f64,
     rows: Vec<Value>,
 }
 
@@ -75,10 +81,25 @@ impl Table<'_> {
         }));
     }
 
+    /// Adds a line of bytes that pass the link; returns their rate, in bytes a second.
+    fn over_link(&mut self, what: &str, shape: &str, bytes: usize, seconds: f64) -> f64 {
+        let rate = bytes as f64 / seconds;
+        println!("| {what} | {shape} | | {:.1} | {:.1} GB/s | |", 1e6 * seconds, 1e-9 * rate);
+        self.rows.push(json!({
+            "kernel": what, "shape": shape, "bytes": bytes, "measured_us": 1e6 * seconds, "gb_s": 1e-9 * rate,
+        }));
+        rate
+    }
+
     /// Adds a line of what has no floor.
     fn note(&mut self, what: &str, shape: &str, seconds: f64) {
         println!("| {what} | {shape} | | {:.1} | | |", 1e6 * seconds);
         self.rows.push(json!({ "kernel": what, "shape": shape, "measured_us": 1e6 * seconds }));
+    }
+
+    /// Adds what is no line of the table.
+    fn keep(&mut self, row: Value) {
+        self.rows.push(row);
     }
 
     /// Times a kernel of the decode step: `record` with its number, as often as it takes for its graph to be long.
@@ -118,12 +139,14 @@ pub(crate) fn run(arguments: &Arguments) -> bool {
     let (copy, product) = (1e-9 * card.copy_bytes, 1e-12 * card.product_flops);
     println!("copy {copy:.0} GB/s, bf16 product of 8192^3 {product:.0} TFLOP/s\n");
     println!("| kernel | shape | floor us | measured us | rate | share |\n| --- | --- | ---: | ---: | ---: | ---: |");
-    let mut table = Table { arguments, card, rows: Vec::new() };
+    let mut table = Table { arguments, card, link_bytes: 0.0, rows: Vec::new() };
     products::measure(&mut table, &backend);
     rows::measure(&mut table, &backend);
     attention::measure(&mut table, &backend);
     selection::measure(&mut table, &backend);
     step::measure(&mut table, &backend);
+    residency::measure(&mut table, &backend);
+    sparse_step::measure(&mut table, &backend);
     chain::measure(&mut table);
     arguments.write(&json!({
         "device": backend::Backend::info(backend.as_ref()).description,

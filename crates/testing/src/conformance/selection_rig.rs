@@ -1,14 +1,14 @@
 //! Lanes with random keys and values, the data beside them, and ways to run selection ops over them.
 
 use super::MakeBackend;
-use super::fixture::Random;
+use super::fixture::{Random, bits};
 use super::heads::Heads;
 use super::precision::{Precision, array, as_products, rounds_products};
 use backend::sketch::SketchFrame;
 use backend::{
-    AlgorithmId, AlgorithmSet, Backend, Buffer, HomeDelta, IndexUnits, LaneOutput, LaneStart, Partial, Rope, Rotations,
-    Runtime, RuntimeShape, SampleTarget, Sampling, StepInput, StepKey, Tensor, TensorData, VectorSummary, View, Weight,
-    WeightPart, WeightRole,
+    AlgorithmId, AlgorithmSet, Backend, Buffer, EstimateSource, HomeDelta, IndexUnits, LaneOutput, LaneStart,
+    PageSource, Partial, Rope, Rotations, Runtime, RuntimeShape, SampleTarget, Sampling, StepInput, StepKey, Tensor,
+    TensorData, VectorSummary, View, Weight, WeightPart, WeightRole,
 };
 use half::{bf16, f16};
 use kv::bucketed_lru::Eviction;
@@ -237,13 +237,17 @@ impl Rig {
         }
     }
 
-    /// One step of every lane, in which they select, fetch, and draw from logits that are all the same.
+    /// One step of every lane, in which they select, fetch, and draw from logits that are all the same. What runs
+    /// directly behind `retrieve`, which may run beside it, gives what it gives once everything is there: a device
+    /// whose products round may add pages in another order.
     pub fn retrieving_step(&self, moves: &[HomeDelta]) -> Vec<LaneOutput> {
         let active: Vec<LaneId> = self.lanes.iter().map(|lane| lane.lane).collect();
         let algorithms = AlgorithmSet::default().with(MEANS).with(CODES);
         let key = StepKey { bucket: active.len(), algorithms, measure_mass: false, retrieves: true };
         let logits = self.backend.buffer("logits", active.len(), VOCAB).expect("a buffer fits");
         let input = StepInput { active, moves: moves.to_vec(), ..StepInput::default() };
+        let (attended, estimated) = ([0, 1].map(|_| self.partial()), [0, 1].map(|_| self.partial()));
+        let source = EstimateSource::Codes { value_rotation: &self.rotations[1] };
         let ticket = self.runtime.launch(key, &input, &mut || {
             self.runtime.score_dot(MEANS, LAYER, self.q(), VectorSummary::MeanKey);
             self.runtime.score_codes(CODES, LAYER, self.q(), &self.rotations[0]);
@@ -252,10 +256,25 @@ impl Rig {
                 self.runtime.topk(algorithm);
                 self.runtime.resolve(algorithm, LAYER);
                 self.runtime.retrieve(algorithm, LAYER);
+                if algorithm == CODES {
+                    self.runtime.estimate(CODES, LAYER, source, self.q(), &estimated[0]);
+                }
+                for out in &attended {
+                    self.runtime.attend(algorithm, LAYER, PageSource::PageList, self.q(), out);
+                }
             }
+            self.runtime.estimate(CODES, LAYER, source, self.q(), &estimated[1]);
             self.runtime.sample((&logits).into(), SampleTarget::Lanes);
         });
-        self.runtime.collect(ticket).expect("the device works").lanes
+        let lanes = self.runtime.collect(ticket).expect("the device works").lanes;
+        let read = |out: &Partial| [&out.output, &out.lse].map(|buffer| self.runtime.read(buffer));
+        let [beside, behind] = [&estimated[0], &estimated[1]].map(|out| read(out).map(|x| bits(&x)));
+        assert!(beside == behind, "an estimate beside retrieve and behind it");
+        let [beside, behind] = [&attended[0], &attended[1]].map(|out| read(out).concat());
+        let most = if self.rounds_products { 2.0_f32.powi(-12) } else { 0.0 };
+        let differs = |(a, b): (&f32, &f32)| a != b && most < (a - b).abs();
+        assert!(!beside.iter().zip(&behind).any(differs), "attention beside retrieve and behind it");
+        lanes
     }
 
     /// Codes every indexed token of a lane.

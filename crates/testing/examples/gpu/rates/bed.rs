@@ -127,13 +127,9 @@ impl Bed {
         self.wait();
     }
 
-    /// Uniform noise of deviation 1 in a buffer; its period is a prime, so that no two heads' vectors are alike.
+    /// See [`write_noise`].
     pub(crate) fn write(&self, buffer: &Buffer, seed: u64) {
-        let (mut random, count) = (Random(seed), buffer.rows() * buffer.cols());
-        let element = |_| ((random.bits() >> 40) as f32 / 8_388_608.0 - 1.0) * 1.732;
-        let period: Vec<f32> = (0..count.min(NOISE_PERIOD)).map(element).collect();
-        let elements: Vec<f32> = period.iter().copied().cycle().take(count).collect();
-        self.runtime.write(buffer, &elements);
+        write_noise(self.runtime.as_ref(), buffer, seed);
     }
 
     /// A product buffer of noise.
@@ -266,6 +262,15 @@ impl Bed {
         run();
         median((0..ROUNDS).map(|_| run() / calls as f64).collect())
     }
+}
+
+/// Uniform noise of deviation 1 in a buffer; its period is a prime, so that no two heads' vectors are alike.
+pub(crate) fn write_noise(runtime: &dyn Runtime, buffer: &Buffer, seed: u64) {
+    let (mut random, count) = (Random(seed), buffer.rows() * buffer.cols());
+    let element = |_| ((random.bits() >> 40) as f32 / 8_388_608.0 - 1.0) * 1.732;
+    let period: Vec<f32> = (0..count.min(NOISE_PERIOD)).map(element).collect();
+    let elements: Vec<f32> = period.iter().copied().cycle().take(count).collect();
+    runtime.write(buffer, &elements);
 }
 
 /// The middle one.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// The shape.
-const CONFIG: &[u8] = include_bytes!("../../../../../models/shapes/llama-3.1-8b/config.json");
+pub(crate) const CONFIG: &[u8] = include_bytes!("../../../../../models/shapes/llama-3.1-8b/config.json");
 
 /// Tokens before the first step.
 const TOKENS: usize = 1024;
