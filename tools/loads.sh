@@ -47,6 +47,14 @@ for _ in $(seq 300); do
   sleep 0.5
 done
 
+# Host memory is pinned while the server already answers; loads are measured when it is all there.
+host_rows() { get /metrics | sed -n 's/^spindle_host_rows{[^}]*} //p' | tr -d '\r'; }
+for _ in $(seq 120); do
+  rows=$(host_rows)
+  sleep 1
+  [ "$rows" = "$(host_rows)" ] && break
+done
+
 # measures: the counters of pages, one line.
 measures() {
   get /metrics | grep -E '^spindle_[a-z_]*(page|fetched|offloaded|sparse|dram|host|preempt)[a-z_]*' | tr -d '\r' | tr '\n' ' '
