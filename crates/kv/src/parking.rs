@@ -57,11 +57,11 @@ impl SequenceKv {
     /// memory.
     pub fn missing(&self, end: usize) -> RowCounts {
         let (pages, summaries) = (geometry::pages(end), self.indexing().map_or(0, |indexing| indexing.rows(end)));
-        let (held, prepared) = (self.rows_by_kind(), self.cache.prepared());
+        let held = self.rows_by_kind();
         RowCounts {
             kv: pages.saturating_sub(held.kv + self.promise.kv.rows()),
             summary: summaries.saturating_sub(held.summary + self.promise.summary.rows()),
-            dram: (pages + summaries).saturating_sub(self.rows_away() + prepared + self.promise.dram.rows()),
+            dram: (pages + summaries).saturating_sub(self.rows_away() + self.promise.dram.rows()),
         }
     }
 
@@ -80,19 +80,14 @@ impl SequenceKv {
         held.kv + held.summary + self.promise.kv.rows() + self.promise.summary.rows()
     }
 
-    /// Up to `rows` rows leave the pool, and what is promised there goes back. Copies that are in host memory already
-    /// are used.
+    /// Up to `rows` rows leave the pool, and what is promised there goes back.
     pub fn park(&mut self, rows: usize, tiers: &mut Tiers) -> Moves {
         assert_eq!(self.residence, Residence::Full, "a sparsely resident sequence has rows to its end");
         assert!(self.summaries.len() <= 1, "a parent of forks under several algorithms stays");
+        assert_eq!(self.cache.prepared(), 0, "one that is about to become sparsely resident stays");
         tiers.pool.give_back(std::mem::take(&mut self.promise.kv));
         tiers.pool.give_back(std::mem::take(&mut self.promise.summary));
         let mut moves = Moves::default();
-        let first = self.indexing().map_or(0, |indexing| indexing.selection.sink_pages());
-        for (page, target) in (first..).zip(std::mem::take(&mut self.cache.prepared)) {
-            tiers.release(self.kv.replace(page, target));
-            moves.kv.push((page, target));
-        }
         let places = &mut self.promise.dram;
         let mut leave = |table: &mut RowTable, homes: &mut Vec<(usize, RowId)>| {
             for at in places_in(table, Tier::Pool, rows - moves.copies.len()) {

@@ -35,8 +35,8 @@ pub struct Cache {
     /// Pages from here on were appended by decode steps, and their rows are nobody else's.
     own_from: usize,
     /// Copies in host memory of the first pages behind the sink, which are at home in the pool still: + by `offload`,
-    /// emptied by `make_sparse` and `park`.
-    pub(crate) prepared: Vec<RowId>,
+    /// emptied by `make_sparse`.
+    prepared: Vec<RowId>,
 }
 
 impl Cache {
@@ -95,19 +95,10 @@ impl SequenceKv {
         (first..first + pages.min(selection.cached_end(self.len + 1) - first)).map(copy).collect()
     }
 
-    /// Gives up becoming sparsely resident: copies go back, and what was promised in host memory but for `rows` rows.
-    pub fn forget_offloaded(&mut self, rows: usize, tiers: &mut Tiers) {
-        for row in std::mem::take(&mut self.cache.prepared) {
-            tiers.release(row);
-            self.promise.dram.join(tiers.dram.reserve(1).expect("a copy that nobody shares is free again"));
-        }
-        self.keep_dram(rows, tiers);
-    }
-
-    /// Gives back what is promised in host memory, but for `rows` rows.
-    pub fn keep_dram(&mut self, rows: usize, tiers: &mut Tiers) {
-        let surplus = self.promise.dram.rows().saturating_sub(rows);
-        tiers.dram.give_back(self.promise.dram.split(surplus));
+    /// Gives up becoming sparsely resident: copies and promise go back.
+    pub fn forget_offloaded(&mut self, tiers: &mut Tiers) {
+        self.cache.prepared.drain(..).for_each(|row| tiers.release(row));
+        tiers.dram.give_back(std::mem::take(&mut self.promise.dram));
     }
 
     /// The pages that were offloaded are at home in host memory from now on. Up to `slots` of their rows, the youngest

@@ -270,7 +270,7 @@ fn change_residence(noise: &mut Noise, cells: &mut Cells, tiers: &mut Tiers, nai
     let copies = naive.kv.offload(noise.below(12), tiers);
     copy(cells, copies);
     match noise.below(4) {
-        0 => naive.kv.forget_offloaded(0, tiers),
+        0 => naive.kv.forget_offloaded(tiers),
         1 if naive.kv.pages_to_offload() == 0 && naive.kv.selects() => {
             let emptied = naive.kv.make_sparse(noise.below(20), tiers);
             for (row, page) in emptied.slots {
@@ -289,7 +289,10 @@ fn change_presence(noise: &mut Noise, cells: &mut Cells, tiers: &mut Tiers, naiv
     let rows = 1 + noise.below(12);
     let leaves = match naive.kv.presence() {
         Presence::Here => {
-            let places = naive.kv.promised().dram.rows() + naive.kv.cache().prepared();
+            if 0 < naive.kv.cache().prepared() {
+                return;
+            }
+            let places = naive.kv.promised().dram.rows();
             let Ok(dram) = tiers.dram.reserve(naive.kv.rows_to_park().saturating_sub(places)) else { return };
             naive.kv.extend(Promise { dram, ..Promise::default() });
             true

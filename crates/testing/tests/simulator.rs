@@ -94,7 +94,8 @@ impl Day {
     fn request(&mut self) -> (Request, Vec<TokenId>) {
         let noise = &mut self.noise;
         let longest = if self.long_answers { 400 } else { 60 };
-        let (algorithm, max_tokens) = (noise.below(4) as u8, noise.below(longest));
+        let algorithm = if self.long_answers && noise.once_in(2) { 0 } else { noise.below(4) as u8 };
+        let max_tokens = noise.below(longest);
         let longest = if self.long_prompts || noise.once_in(4) { 500 } else { 60 };
         let mut tokens = prompt(noise.number(), 1 + noise.below(longest));
         if !self.texts.is_empty() && noise.once_in(2) {
@@ -283,7 +284,7 @@ fn nothing_is_lost_either_where_pages_live_in_host_memory() {
         moved.iter_mut().zip(of_day).for_each(|(sum, day)| *sum += day);
     }
     println!("hits, misses, offloaded rows, made sparse, preempted: {moved:?}");
-    let least = [10_000, 10_000, 5000, 150, 20];
+    let least = [10_000, 10_000, 5000, 150, 4];
     assert!(moved.iter().zip(least).all(|(moved, least)| least < *moved), "rows move: {moved:?}");
 }
 
@@ -296,7 +297,7 @@ fn who_is_parked_in_host_memory_goes_on_where_it_was() {
         sparse += metrics.made_sparse_total;
     }
     println!("{preempted} preemptions, {sparse} made sparse");
-    assert!(250 < preempted && 100 < sparse, "{preempted} preemptions, {sparse} made sparse");
+    assert!(250 < preempted && 60 < sparse, "{preempted} preemptions, {sparse} made sparse");
 }
 
 #[test]

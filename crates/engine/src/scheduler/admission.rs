@@ -138,9 +138,9 @@ impl Scheduler {
     fn full_needs(&mut self, request: &Request, shared: &SequenceKv) -> (Needs, Reservation) {
         let to_end = self.needs(request, Some(shared), Residence::Full);
         let end = to_end.demand.start + self.config.horizon_tokens;
-        // Alone it has to fit to its end: only then does the oldest one always get there.
-        let fits = || self.needs(request, None, Residence::Full).rows() <= self.config.pool_rows;
-        if to_end.demand.end <= end || !self.may_be_open(request) || !fits() {
+        // Who can give up rows by becoming sparsely resident need not be parked.
+        let may_be_open = self.may_be_open(request) && !self.may_be_sparse(request, &to_end.demand);
+        if to_end.demand.end <= end || !may_be_open {
             return (to_end, Reservation::default());
         }
         let demand = Demand { end, ..to_end.demand.clone() };

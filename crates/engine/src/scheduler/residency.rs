@@ -15,7 +15,7 @@ use crate::plan::{Act, Piece, Plan};
 use crate::sequence::{Phase, Sequence};
 use backend::CacheChange;
 use kv::budget::{self, Change, Holds, Stake};
-use kv::{PAGE_TOKENS, Presence, Promise, Residence, RowCounts, RowId, SequenceId, geometry};
+use kv::{PAGE_TOKENS, Promise, Residence, RowId, SequenceId};
 
 /// Of the pool's rows, this share stays free when sequences grow: the next request finds some.
 const FREE_SHARE: usize = 16;
@@ -44,20 +44,21 @@ impl Scheduler {
     pub(super) fn stakes(&self) -> (Vec<SequenceId>, Vec<Stake>) {
         let mut dram = self.tiers.dram.available();
         let mut stake = |sequence: &Sequence| {
-            if !decodes(sequence) || sequence.kv.presence() != Presence::Here {
+            if !decodes(sequence) {
                 return (sequence.id, Stake { selected: 0, most: 0, holds: Holds::Fixed });
             }
             let selected = self.selected_most(sequence);
             let holds = match (&sequence.phase, sequence.kv.residence()) {
                 (Phase::Running(_), Residence::Sparse) => Holds::Slots(sequence.kv.cache().slots().len()),
                 (Phase::Running(_), Residence::Full)
-                    if sequence.kv.selects() && !self.requests[&sequence.request].request.measure_mass =>
+                    if sequence.kv.selects()
+                        && !sequence.open
+                        && !self.requests[&sequence.request].request.measure_mass =>
                 {
-                    let missing = self.missing_sparse(sequence);
-                    if missing.dram <= dram {
-                        dram -= missing.dram;
-                        let rows = sequence.kv.rows_to_empty(&self.tiers).saturating_sub(missing.pool());
-                        Holds::Everything { rows }
+                    let wanted = self.dram_to_end(sequence);
+                    if wanted <= dram {
+                        dram -= wanted;
+                        Holds::Everything { rows: sequence.kv.rows_to_empty(&self.tiers) }
                     } else {
                         Holds::Fixed
                     }
@@ -74,9 +75,8 @@ impl Scheduler {
         for Change { stake, slots } in changes {
             let id = ids[stake];
             if self.sequences[&id].kv.residence() == Residence::Full {
-                let sequence = &self.sequences[&id];
-                let dram =
-                    self.tiers.dram.reserve(self.missing_sparse(sequence).dram).expect("`stakes` counted host memory");
+                let wanted = self.dram_to_end(&self.sequences[&id]);
+                let dram = self.tiers.dram.reserve(wanted).expect("`stakes` counted host memory");
                 let more = Promise { dram, ..Promise::default() };
                 self.sequences.get_mut(&id).expect("it has a stake").kv.extend(more);
             }
@@ -124,8 +124,7 @@ impl Scheduler {
             if let Some(sequence) = self.sequences.get_mut(&id)
                 && sequence.kv.residence() == Residence::Full
             {
-                let places = if sequence.open { sequence.kv.rows_to_park() } else { 0 };
-                sequence.kv.forget_offloaded(places, &mut self.tiers);
+                sequence.kv.forget_offloaded(&mut self.tiers);
             }
         }
     }
@@ -170,7 +169,6 @@ impl Scheduler {
         let missing = missing.expect("its rows came back, or are spare");
         join.extend(kv.grow_cache(missing, &mut self.tiers).into_iter().map(|row| (row, None)));
         self.totals.made_sparse += 1;
-        self.reserve_to_end(id);
         let moves = emptied.moves.iter().map(|page| (page.page, page.target)).collect();
         self.push_change(id, CacheChange { moves, join, ..CacheChange::of(self.lane_of(id)) }, plan);
     }
@@ -209,34 +207,6 @@ impl Scheduler {
 
     pub(super) fn push_change(&self, id: SequenceId, change: CacheChange, plan: &mut Plan) {
         plan.pieces.push(Piece { sequence: id, act: Act::Cache(Box::new(change)) });
-    }
-
-    /// A sparsely resident sequence has rows to its end: its summaries', and its pages' in host memory.
-    fn reserve_to_end(&mut self, id: SequenceId) {
-        let sequence = &self.sequences[&id];
-        let missing = self.missing_sparse(sequence);
-        let dram = self.dram_to_end(sequence).saturating_sub(sequence.kv.rows_by_kind().dram);
-        let pool = self.prefixes.reserve(missing.pool(), &mut self.tiers.pool);
-        let mut pool = pool.expect("its rows came back, or are spare");
-        let (kv, summary) = (pool.split(missing.kv), pool);
-        let sequence = self.sequences.get_mut(&id).expect("it changes");
-        sequence.kv.extend(Promise { kv, summary, ..Promise::default() });
-        sequence.kv.keep_dram(dram, &mut self.tiers);
-        sequence.open = false;
-    }
-
-    /// Rows that a fully resident sequence lacks to its end once it is sparsely resident: those of a tail, of summaries
-    /// and in host memory.
-    fn missing_sparse(&self, sequence: &Sequence) -> RowCounts {
-        let (kv, end) = (&sequence.kv, self.end_of(sequence));
-        let Some(indexing) = kv.indexing() else { return RowCounts::default() };
-        let to_come = geometry::pages(end).saturating_sub(kv.kv_rows().len());
-        let tail = indexing.selection.tail_pages_most().min(to_come);
-        RowCounts {
-            kv: tail.saturating_sub(kv.promised().kv.rows()),
-            summary: kv.missing(end).summary,
-            dram: self.dram_to_end(sequence).saturating_sub(kv.rows_by_kind().dram + kv.promised().dram.rows()),
-        }
     }
 
     /// The most pages that one of a sequence's steps selects.

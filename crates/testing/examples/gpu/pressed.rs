@@ -34,7 +34,7 @@ fn preempted(backend: &dyn Backend, comparison: &mut Comparison) -> String {
         let rig = Rig::start_on(backend, &opened, None, options);
         let of = |context: usize| {
             let mut request = request(document_and_question(context, 3), rig.attention("dense", low_limits), 500);
-            (request.cache, request.sampling.repetition_penalty) = (false, 1.1);
+            (request.cache, request.ignore_eos, request.sampling.repetition_penalty) = (false, true, 1.1);
             request
         };
         let handles = [1500, 900, 2100, 600].map(|context| rig.engine.submit(of(context)).expect("it is taken"));
