@@ -52,7 +52,7 @@ host_rows() { get /metrics | sed -n 's/^spindle_host_rows{[^}]*} //p' | tr -d '\
 for _ in $(seq 120); do
   rows=$(host_rows)
   sleep 1
-  [ "$rows" = "$(host_rows)" ] && break
+  [ "${rows:-0}" != 0 ] && [ "$rows" = "$(host_rows)" ] && break
 done
 
 # measures: the counters of pages, one line.

@@ -187,7 +187,8 @@ struct Thread {
 
 impl Thread {
     fn run(mut self) {
-        let mut progress = Progress::Idle;
+        // Not idle: host memory may come before the first request does.
+        let mut progress = Progress::Waiting;
         while self.receive(progress) == Turn::GoOn {
             progress = match self.steps.step() {
                 Ok(progress) => progress,

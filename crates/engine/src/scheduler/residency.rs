@@ -29,9 +29,9 @@ impl Scheduler {
         }
     }
 
-    /// Whether somebody waits while host memory grows.
-    pub(crate) fn waits_for_dram(&self) -> bool {
-        self.dram_grows && !self.waiting.is_empty()
+    /// Whether more rows of host memory are to come.
+    pub(crate) fn dram_grows(&self) -> bool {
+        self.dram_grows
     }
 
     /// Whether room is being made for the queue's head: by those that still run.

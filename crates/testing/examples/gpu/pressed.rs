@@ -32,6 +32,10 @@ fn preempted(backend: &dyn Backend, comparison: &mut Comparison) -> String {
     let answers = |pool_rows, dram_rows| {
         let options = RigOptions { pool_rows, dram_rows, horizon_tokens: 32, ..RigOptions::new(4, 3000).on_gpu() };
         let rig = Rig::start_on(backend, &opened, None, options);
+        // Places to park in are there when host memory is.
+        while rig.engine.metrics().dram_rows < dram_rows {
+            rig.answer(request(document_and_question(100, 3), rig.attention("dense", low_limits), 8));
+        }
         let of = |context: usize| {
             let mut request = request(document_and_question(context, 3), rig.attention("dense", low_limits), 500);
             (request.cache, request.ignore_eos, request.sampling.repetition_penalty) = (false, true, 1.1);
