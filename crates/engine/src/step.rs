@@ -103,8 +103,8 @@ impl Steps {
         Ok(Progress::Worked)
     }
 
-    /// Nothing runs: who waits does so for host memory, which metrics count as it comes, or is told that nobody will make
-    /// room.
+    /// Nothing runs: who waits does so for host memory, which metrics count as it comes, or is told that nobody will
+    /// make room.
     fn rest(&mut self) -> Progress {
         if self.scheduler.dram_grows() {
             return Progress::Waiting;
