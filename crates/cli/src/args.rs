@@ -144,8 +144,8 @@ pub(crate) struct ModelArgs {
     pub(crate) kv_memory: Option<Bytes>,
 
     /// Host memory for KV behind the pool, 0 for none. Requests that select what they attend and do not fit into the
-    /// pool run all the same: their pages are kept here, and what a step selects is fetched into the pool. All others
-    /// get rows as their answers grow, instead of what the longest answer takes, and wait here for those that came
+    /// pool run all the same: their pages are kept here, and what a step selects is fetched into the pool. Dense
+    /// ones get rows as their answers grow, instead of what the longest answer takes, and wait here for those that came
     /// before them when the pool is full. It is there for GPUs, whose memory is small; on a CPU the pool is host memory
     /// already, and what is given here is better given to --kv-memory, but for trying it out
     #[arg(long, value_name = "SIZE", default_value = "0", help_heading = "Engine")]
