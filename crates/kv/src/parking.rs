@@ -74,12 +74,6 @@ impl SequenceKv {
         self.promise.dram.join(dram);
     }
 
-    /// Rows that it has or was promised in the pool: its places in host memory.
-    pub fn rows_to_park(&self) -> usize {
-        let held = self.rows_by_kind();
-        held.kv + held.summary + self.promise.kv.rows() + self.promise.summary.rows()
-    }
-
     /// Up to `rows` rows leave the pool, and what is promised there goes back.
     pub fn park(&mut self, rows: usize, tiers: &mut Tiers) -> Moves {
         assert_eq!(self.residence, Residence::Full, "a sparsely resident sequence has rows to its end");

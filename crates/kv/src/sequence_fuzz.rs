@@ -292,8 +292,8 @@ fn change_presence(noise: &mut Noise, cells: &mut Cells, tiers: &mut Tiers, naiv
             if 0 < naive.kv.cache().prepared() {
                 return;
             }
-            let places = naive.kv.promised().dram.rows();
-            let Ok(dram) = tiers.dram.reserve(naive.kv.rows_to_park().saturating_sub(places)) else { return };
+            let places = naive.kv.missing(naive.end.max(naive.kv.len())).dram;
+            let Ok(dram) = tiers.dram.reserve(places) else { return };
             naive.kv.extend(Promise { dram, ..Promise::default() });
             true
         }

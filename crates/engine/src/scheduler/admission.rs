@@ -110,13 +110,8 @@ impl Scheduler {
         if let Ok(pool) = self.prefixes.reserve(full.rows(), &mut self.tiers.pool) {
             return Some(Reserved { needs: full, pool, dram: places, slots: 0 });
         }
-        let (needs, dram) = match self.sparse_needs(request, shared, &full) {
-            Some(sparse) => {
-                self.tiers.dram.give_back(places);
-                sparse
-            }
-            None => (full, places),
-        };
+        // Who can be sparsely resident has no places to be parked in.
+        let (needs, dram) = self.sparse_needs(request, shared, &full).unwrap_or((full, places));
         let (ids, stakes) = self.stakes();
         let free = self.tiers.pool.available() + self.tiers.pool.spare();
         match budget::make_room(free, needs.wish(), &stakes) {
